@@ -1,0 +1,1 @@
+"""raymlc: hyperparameter search for multi-label image classifiers."""

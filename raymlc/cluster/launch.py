@@ -1,0 +1,133 @@
+"""From checked options to a finished sweep."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from raymlc.cluster.sweep import Resources, place, ray_session, run_sweep
+from raymlc.cluster.worker import Job
+from raymlc.data.batches import check_batch_size
+from raymlc.data.store import open_split
+from raymlc.data.table import Table
+from raymlc.model.network import build_network
+from raymlc.optim.build import build_optimizer
+from raymlc.search.options import TuneOptions
+from raymlc.search.space import Space
+from raymlc.search.study import Row, StudyBook, open_study
+from raymlc.training.metrics import majority_accuracy
+from raymlc.training.run import BEST
+from raymlc.trial import TrialConfig
+from raymlc.watch.progress import table_of_trials, track, write_summary
+from raymlc.watch.recorder import Recorder, trial_folder
+
+STUDY_FILE, SUMMARY_FILE = "study.journal", "summary.csv"  # in a sweep's folder
+
+
+def check_trials(
+    options: TuneOptions, configs: Sequence[TrialConfig], table: Table, console: Console
+) -> None:
+    """Decode the images, and build every kind of network that a space may ask for, once.
+
+    Raises UserError for a broken image, a batch_size that fits neither rows nor workers, and a
+    backbone, weights or optimizer that cannot be had: before Ray starts and a GPU is taken.
+    """
+    for image_size in {config.image_size for config in configs}:
+        for name in ("train", "val"):
+            images = open_split(
+                table.splits[name],
+                image_size,
+                options.cache,
+                options.broken_images,
+                partial(track, console),
+            )
+            if name == "train":
+                for config in configs:
+                    check_batch_size(config.batch_size, len(images), options.workers)
+    kinds = {
+        (c.backbone, c.pretrained, c.weights, c.drop_path_rate > 0, c.optimizer): c for c in configs
+    }
+    for config in kinds.values():
+        build_optimizer(config, build_network(config, table.labels))
+
+
+def launch(
+    options: TuneOptions, folder: Path, space: Space, table: Table, console: Console
+) -> int:
+    """Run the sweep in its folder and say how it went: 0, 1 if no trial succeeded, 130 after Ctrl-C.
+
+    Raises UserError for a study or a Ray that cannot be had, or trials that would not fit.
+    """
+    heads = table.labels.names
+    study = open_study(
+        folder / STUDY_FILE, options.metric, options.sampler, options.pruner, options.seed
+    )
+    book = StudyBook(study, space, options.metric, options.trials)
+    job = Job(table, folder, options.cache, options.broken_images, options.metric)
+    asked = Resources(
+        options.workers,
+        options.trainer == "torch",
+        options.cpus_per_worker,
+        options.gpus_per_worker,
+        options.concurrency,
+    )
+    console.print(f"the sweep is kept in {folder}", highlight=False, soft_wrap=True)
+    interrupted = False
+    with ray_session(options.address, options.verbose):
+        placement, concurrency = place(asked, growing=options.address is not None)
+        console.print(
+            f"{options.trials} trials, {concurrency} at a time, each on {placement.workers} x"
+            f" ({placement.cpus:g} CPU, {placement.gpus:g} GPU)",
+            highlight=False,
+        )
+        recorder = Recorder(book, folder, heads, options.trials, console)
+        try:
+            run_sweep(recorder, job, placement, concurrency)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            recorder.close()
+    rows = book.rows()
+    write_summary(folder / SUMMARY_FILE, rows)
+    if interrupted:
+        command = ["python", "-m", "raymlc.tune", "--output", str(folder.parent)]
+        command += ["--name", folder.name, "--resume"]
+        console.print(
+            f"interrupted; every finished epoch is kept. Go on with:\n  {shlex.join(command)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 130
+    splits = table.splits
+    majority = majority_accuracy(table.labels, splits["train"].targets, splits["val"].targets)
+    return _conclude(rows, heads, majority, options.metric, folder, console)
+
+
+def _conclude(
+    rows: Sequence[Row],
+    heads: Sequence[str],
+    majority: dict[str, float],
+    metric: str,
+    folder: Path,
+    console: Console,
+) -> int:
+    title = f"trials by {metric}; accuracies are of the stored checkpoint on val"
+    console.print(table_of_trials(rows, heads, majority, title))
+    best = rows[0]
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    failed = [row for row in rows if row.state == "FAIL"]
+    for row in failed:
+        say(f"trial {row.number} failed: {row.reason}")
+    if not best.metrics:
+        say("no trial succeeded")
+        return 1
+    say(f"best trial: {best.number}, {metric} {best.score:.4f}")
+    say(f"checkpoint: {trial_folder(folder, best.number) / BEST}")
+    say(f"all trials: {folder / SUMMARY_FILE}")
+    say(f"TensorBoard: tensorboard --logdir {shlex.quote(str(folder / 'trials'))}")
+    return 0

@@ -1,0 +1,83 @@
+"""Tune's searcher and scheduler over one recorder: Optuna's study decides both what and how long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from raymlc.cluster.train import FAILURE
+from raymlc.watch.recorder import Recorder
+
+
+class _Unsaved:
+    """Tune pickles its searcher and scheduler, and neither is needed: the study is on disk."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class StudySearcher(_Unsaved, Searcher):  # type: ignore[misc]
+    """Asks the study for trials, and tells it how they ended.
+
+    concurrency: trials handed out at a time, so that none is proposed before it can run.
+    """
+
+    def __init__(self, recorder: Recorder, concurrency: int) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self._concurrency = concurrency
+        self.numbers: dict[str, int] = {}  # of the trials that run, by Tune's id
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if len(self.numbers) >= self._concurrency:
+            return None
+        assignment = self._recorder.next()
+        if assignment is None:
+            return str(Searcher.FINISHED)
+        self.numbers[trial_id] = assignment.number
+        return {"number": assignment.number, "config": assignment.config.to_dict()}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        number = self.numbers.pop(trial_id)
+        if error or result is None:
+            self._recorder.end(number, "its process was lost")
+            return
+        if FAILURE not in result and result.get("done") and "epoch" in result:
+            # Tune shows the result that ends a trial to no scheduler, but here; a second time if
+            # the scheduler itself ended it, which the study passes over.
+            self._recorder.epoch(number, epoch_metrics(result))
+        self._recorder.end(number, result.get(FAILURE, ""))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is on disk already."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: a sweep goes on from the study."""
+
+
+class StudyScheduler(_Unsaved, FIFOScheduler):  # type: ignore[misc]
+    """Ends a trial when the study's pruner says so."""
+
+    def __init__(self, recorder: Recorder, searcher: StudySearcher) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self._searcher = searcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        number = self._searcher.numbers[trial.trial_id]
+        stop = self._recorder.epoch(number, epoch_metrics(result))
+        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+
+def epoch_metrics(result: dict[str, Any]) -> dict[str, float]:
+    """The metrics of an epoch, without what Tune adds to every result."""
+    own = ("epoch", "lr", "images_per_second")
+    return {
+        name: value
+        for name, value in result.items()
+        if name in own or name.startswith(("train/", "val/", "val_raw/"))
+    }

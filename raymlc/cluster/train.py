@@ -1,0 +1,183 @@
+"""A trial over several workers, as a Ray TorchTrainer whose epochs are drawn one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2.api.callback import UserCallback
+from torch.nn.parallel import DistributedDataParallel
+
+from raymlc.cluster.worker import FAILURES, Job, TrialRunner, failure_line
+from raymlc.training.evaluate import Workers
+from raymlc.trial import TrialConfig
+
+FAILURE = "failure"  # the key under which a worker reports why its trial cannot go on
+_MAX_RESTARTS = 2  # of a trial's workers after one was lost
+_ABORT_SECONDS = 60.0
+
+
+class TrialFailed(RuntimeError):
+    """A trial that ended without its last epoch, in one line."""
+
+
+class TorchTrainerEpochs(Iterator[dict[str, float]]):
+    """The epochs of a trial that a TorchTrainer trains over `workers` processes.
+
+    The workers begin an epoch when it is asked for and not before, so a trial that is stopped has
+    trained nothing more than it told. A lost worker restarts all of them from the last epoch.
+    Call `close` at the end: it gives back processes, resources and placement group, which a
+    TorchTrainer inside of Tune otherwise keeps for ever when it is stopped (Ray issue 54305).
+    """
+
+    def __init__(
+        self, job: Job, number: int, config: TrialConfig, workers: int, cpus: float, gpus: float
+    ) -> None:
+        self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, max_concurrency=16).remote()
+        self._epoch = 0
+        self._epochs = config.epochs
+        resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+        trainer = TorchTrainer(
+            _train_loop,
+            train_loop_config={
+                "job": job,
+                "number": number,
+                "config": config.to_dict(),
+                "mailbox": self._mailbox,
+                "threads": max(1, int(cpus)),
+            },
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=f"trial-{number:04}",
+                storage_path=str(job.folder / "ray-train"),
+                failure_config=FailureConfig(max_failures=_MAX_RESTARTS),
+                callbacks=[_ToMailbox(self._mailbox), _HandOver(self._mailbox)],
+            ),
+        )
+        self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> dict[str, float]:
+        if self._epoch >= self._epochs:
+            raise StopIteration
+        item: dict[str, Any] = ray.get(self._mailbox.get.remote(self._epoch + 1))
+        if FAILURE in item:
+            raise TrialFailed(item[FAILURE])
+        self._epoch = int(item["epoch"])
+        return item
+
+    def close(self) -> None:
+        """End the trainer, wherever it is; returns when its workers are gone."""
+        if self._epoch >= self._epochs:
+            self._thread.join(_ABORT_SECONDS)  # it has told its last epoch and is ending by itself
+        if self._thread.is_alive():
+            controller = ray.get(self._mailbox.controller.remote(), timeout=_ABORT_SECONDS)
+            try:
+                ray.get(controller.abort.remote(), timeout=_ABORT_SECONDS)
+            except ray.exceptions.RayActorError:
+                pass  # abort() ends the controller's own process, which is how it answers
+            self._thread.join(_ABORT_SECONDS)
+        ray.kill(self._mailbox)
+
+    def _fit(self, trainer: TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            reasons = getattr(error, "worker_failures", None) or {0: error}
+            line = failure_line(next(iter(reasons.values())))
+            self._mailbox.put.remote({FAILURE: line})
+
+
+class _Mailbox:
+    """Where the trial's process and its rank-0 worker meet: one asks, the other tells."""
+
+    def __init__(self) -> None:
+        self._items: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._wanted = 0
+        self._asked = asyncio.Condition()
+        self._controller: asyncio.Future[Any] = asyncio.get_event_loop().create_future()
+
+    async def get(self, epoch: int) -> dict[str, Any]:
+        async with self._asked:
+            self._wanted = epoch
+            self._asked.notify_all()
+        return await self._items.get()
+
+    async def put(self, item: dict[str, Any]) -> None:
+        self._items.put_nowait(item)
+
+    async def wanted(self) -> int:
+        return self._wanted
+
+    async def wait_until_wanted(self, epoch: int) -> None:
+        async with self._asked:
+            await self._asked.wait_for(lambda: self._wanted >= epoch)
+
+    async def hand_over(self, controller: Any) -> None:
+        if not self._controller.done():
+            self._controller.set_result(controller)
+
+    async def controller(self) -> Any:
+        return await self._controller
+
+
+class _ToMailbox(UserCallback):
+    """In the controller: passes on what rank 0 reported."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self._mailbox.put.remote(metrics[0])
+
+
+class _HandOver(ControllerCallback):
+    """In the controller: gives the trial's process a handle by which to end it."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        self._mailbox.hand_over.remote(ray.get_runtime_context().current_actor)
+
+
+def _train_loop(given: dict[str, Any]) -> None:
+    """Runs in every worker of a TorchTrainer."""
+    torch.set_num_threads(given["threads"])
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    workers = Workers(
+        rank=context.get_world_rank(),
+        size=context.get_world_size(),
+        sum_=torch.distributed.all_reduce,
+        wrap=lambda model: DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            # Batch statistics are averaged once an epoch instead of copied at every step.
+            broadcast_buffers=False,
+        ),
+    )
+    mailbox = given["mailbox"]
+    first = ray.get(mailbox.wanted.remote())  # later than 1 after a restart
+    config = TrialConfig.from_dict(given["config"])
+    try:
+        epochs = TrialRunner(given["job"]).epochs(given["number"], config, device, workers)
+        for epoch in range(1, config.epochs + 1):
+            if epoch >= first:
+                ray.get(mailbox.wait_until_wanted.remote(epoch))
+            metrics = next(epochs)
+            if epoch >= first:
+                ray.train.report(metrics)
+    except FAILURES as error:
+        # All workers fail alike, so all of them report; a raised error would be tried again.
+        ray.train.report({FAILURE: failure_line(error)})

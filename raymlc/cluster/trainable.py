@@ -1,0 +1,85 @@
+"""A trial as Tune runs it: an iterator of epochs behind one class."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ray import tune
+
+from raymlc.cluster.train import FAILURE, TorchTrainerEpochs, TrialFailed
+from raymlc.cluster.worker import FAILURES, Job, TrialRunner, failure_line
+from raymlc.trial import TrialConfig
+from raymlc.watch.recorder import trial_folder
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one trial runs.
+
+    workers: processes a trial. torch_trainer: train in a TorchTrainer's workers, and not in the
+    trial's own process; always so for more than one worker. cpus, gpus: of each worker.
+    """
+
+    workers: int
+    torch_trainer: bool
+    cpus: float
+    gpus: float
+
+
+class Trial(tune.Trainable):  # type: ignore[misc]
+    """One trial after another, in one process that keeps its imports and its mapped images.
+
+    A Tune config holds the trial's "number" in the study and its "config". Each result is an
+    epoch's metrics; a trial that cannot go on ends with its reason under "failure" instead.
+    """
+
+    def setup(self, config: dict[str, Any], job: Job, placement: Placement) -> None:
+        self._placement = placement
+        self._runner = TrialRunner(job)
+        # torch would take every core for each trial; a trial has the cores that it asked for.
+        torch.set_num_threads(max(1, int(placement.cpus)))
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        try:
+            metrics = next(self._epochs)
+        except (*FAILURES, TrialFailed) as error:
+            return {"done": True, FAILURE: self._write_down(error)}
+        return metrics | {"done": metrics["epoch"] >= self._config.epochs}
+
+    def cleanup(self) -> None:
+        self._epochs.close()
+
+    def _begin(self, given: dict[str, Any]) -> None:
+        self._number = given["number"]
+        self._config = TrialConfig.from_dict(given["config"])
+        self._epochs = self._start()
+
+    def _start(self) -> Any:
+        place = self._placement
+        if place.torch_trainer:
+            return TorchTrainerEpochs(
+                self._runner.job, self._number, self._config, place.workers, place.cpus, place.gpus
+            )
+        return self._in_process()
+
+    def _in_process(self) -> Iterator[dict[str, float]]:
+        # A generator, so that what fails at the start fails in `step` and not in Tune.
+        device = torch.device("cuda" if self._placement.gpus else "cpu")
+        yield from self._runner.epochs(self._number, self._config, device)
+
+    def _write_down(self, error: Exception) -> str:
+        folder = trial_folder(self._runner.job.folder, self._number)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = "".join(traceback.format_exception(error))
+        (folder / "error.txt").write_text(text, encoding="utf-8")
+        return str(error) if isinstance(error, TrialFailed) else failure_line(error)

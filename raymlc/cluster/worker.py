@@ -1,0 +1,72 @@
+"""What a process that trains a trial does, alone or as one of several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from raymlc.data.store import BrokenImages, ImageSplit, open_split
+from raymlc.data.table import Table
+from raymlc.training.evaluate import Workers
+from raymlc.training.loop import Diverged
+from raymlc.training.run import run_trial
+from raymlc.trial import TrialConfig
+from raymlc.watch.recorder import trial_folder
+
+FAILURES = (ValueError, Diverged, torch.OutOfMemoryError)  # end a trial, but not its process
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a sweep have in common, as a process on any node needs it.
+
+    table: as the driver read it, so that all trials see the same rows. folder: of the sweep, on
+    storage that every node sees. cache: where each node keeps its decoded images.
+    """
+
+    table: Table
+    folder: Path
+    cache: Path
+    broken_images: BrokenImages
+    metric: str
+
+
+class TrialRunner:
+    """Runs trials of one job in this process; what they share is opened once."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._splits: dict[tuple[str, int], ImageSplit] = {}
+
+    def epochs(
+        self, number: int, config: TrialConfig, device: torch.device, workers: Workers = Workers()  # noqa: B008
+    ) -> Iterator[dict[str, float]]:
+        """The epochs of a trial, as `run_trial` yields them."""
+        return run_trial(
+            config,
+            self.job.table.labels,
+            self._open("train", config.image_size),
+            self._open("val", config.image_size),
+            trial_folder(self.job.folder, number),
+            self.job.metric,
+            device,
+            workers,
+        )
+
+    def _open(self, name: str, image_size: int) -> ImageSplit:
+        key = name, image_size
+        if key not in self._splits:
+            split = self.job.table.splits[name]
+            self._splits[key] = open_split(
+                split, image_size, self.job.cache, self.job.broken_images
+            )
+        return self._splits[key]
+
+
+def failure_line(error: BaseException) -> str:
+    """An exception in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, Diverged) else f"{type(error).__name__}: {text}"[:400]

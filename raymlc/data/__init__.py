@@ -1,0 +1,1 @@
+"""The table of images: reading, decoding once, augmenting, batching."""

@@ -1,0 +1,144 @@
+"""Batches of a decoded split, for training and for evaluation, alone or as one of several workers.
+
+Shapes: B images of a batch, C = 3 channels, H and W pixels, T target columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raymlc.data.augment import crop_and_flip, erase, randaugment
+from raymlc.data.store import ImageSplit
+from raymlc.errors import UserError
+from raymlc.labels import MISSING
+from raymlc.trial import TrialConfig
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation of each RGB channel, pixels in [0, 1], as the backbone has it."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """uint8 images as normalised float32 ones."""
+        mean_C11 = torch.tensor(self.mean, device=images_BCHW.device).view(-1, 1, 1) * 255
+        std_C11 = torch.tensor(self.std, device=images_BCHW.device).view(-1, 1, 1) * 255
+        return (images_BCHW.float() - mean_C11) / std_C11
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a step.
+
+    images_BCHW: normalised float32, channels last in memory.
+    targets: each head's int64 targets, (B,) for a single-label head, (B, classes) for multi-hot.
+    known: for each head the number of labels that are not missing in the whole step, divided by
+        the workers: a sum of losses over `known`, averaged over workers, is the mean of the step.
+    """
+
+    images_BCHW: Tensor
+    targets: dict[str, Tensor]
+    known: dict[str, float]
+
+
+def check_batch_size(batch_size: int, rows: int, workers: int) -> None:
+    """Raises UserError if the rows do not fill a step, or the workers cannot share one."""
+    if rows < batch_size:
+        raise UserError(
+            f"batch_size must be at most the number of training rows, but is {batch_size} for"
+            f" {rows} rows; lower batch_size"
+        )
+    if batch_size % workers:
+        raise UserError(
+            f"the workers share batch_size, so they must divide it, but {workers} workers do not"
+            f" divide {batch_size}; change --workers or batch_size"
+        )
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Full batches in an epoch; the rows left over are others in each epoch."""
+    return rows // batch_size
+
+
+def training_batches(
+    data: ImageSplit,
+    config: TrialConfig,
+    normalization: Normalization,
+    device: torch.device,
+    epoch: int,
+    rank: int = 0,
+    workers: int = 1,
+) -> Iterator[Batch]:
+    """Shuffled, augmented batches of one epoch; each worker gets its part of each step.
+
+    The order depends on (seed, epoch) alone, so that several workers share one epoch.
+    Raises UserError as `check_batch_size` does.
+    """
+    check_batch_size(config.batch_size, len(data), workers)
+    order_N = np.random.default_rng((config.seed, epoch)).permutation(len(data))
+    part = config.batch_size // workers
+    for step in range(steps_per_epoch(len(data), config.batch_size)):
+        rows = order_N[step * config.batch_size :][: config.batch_size]
+        mine = rows[rank * part : (rank + 1) * part]
+        pixels_BCHW = _pixels(data, mine)
+        if config.randaug_ops:
+            pixels_BCHW = randaugment(pixels_BCHW, config.randaug_ops, config.randaug_magnitude)
+        images_BCHW = normalization(pixels_BCHW.to(device, non_blocking=True))
+        if config.crop_min_area < 1 or config.hflip_prob > 0:
+            images_BCHW = crop_and_flip(images_BCHW, config.crop_min_area, config.hflip_prob)
+        if config.erasing_prob > 0:
+            images_BCHW = erase(images_BCHW, config.erasing_prob)
+        yield Batch(
+            images_BCHW.contiguous(memory_format=torch.channels_last),
+            _targets(data, mine, device),
+            {head: count / workers for head, count in _known(data, rows).items()},
+        )
+
+
+def evaluation_batches(
+    data: ImageSplit,
+    batch_size: int,
+    normalization: Normalization,
+    device: torch.device,
+    rank: int = 0,
+    workers: int = 1,
+) -> Iterator[Batch]:
+    """Every row once, as it is; of several workers each gets every workers-th row.
+
+    Parts may differ by a row: counts are summed, so no row is padded or counted twice.
+    """
+    mine_N = np.arange(rank, len(data), workers)
+    for start in range(0, len(mine_N), batch_size):
+        rows = mine_N[start : start + batch_size]
+        images_BCHW = normalization(_pixels(data, rows).to(device, non_blocking=True))
+        yield Batch(images_BCHW, _targets(data, rows, device), dict(_known(data, rows)))
+
+
+def _pixels(data: ImageSplit, rows: NDArray[np.int64]) -> Tensor:
+    # Stored with channels last; the permuted view keeps that layout, which the network likes.
+    return torch.from_numpy(data.images_NHWC[data.places_N[rows]]).permute(0, 3, 1, 2)
+
+
+def _targets(data: ImageSplit, rows: NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
+    targets_BT = torch.from_numpy(data.targets.values_NT[rows]).to(device, non_blocking=True)
+    multi_hot = data.targets.multi_hot
+    return {
+        head: targets_BT[:, columns] if multi_hot[head] else targets_BT[:, columns.start]
+        for head, columns in data.targets.columns.items()
+    }
+
+
+def _known(data: ImageSplit, rows: NDArray[np.int64]) -> dict[str, float]:
+    # All columns of a multi-hot head are missing together, so its first one tells.
+    return {
+        head: float((data.targets.values_NT[rows, columns.start] != MISSING).sum())
+        for head, columns in data.targets.columns.items()
+    }

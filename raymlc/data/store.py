@@ -1,0 +1,157 @@
+"""Decode once: every image of a split as one row of a memory-mapped file of uint8.
+
+The first to open a split decodes it; all trials, workers, epochs and later sweeps on that machine
+map the same file. Shapes: N images, H and W the image size, C = 3 channels (RGB).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from raymlc.data.table import Split
+from raymlc.errors import UserError
+from raymlc.labels import Targets
+
+DEFAULT_CACHE = Path("~/.cache/raymlc")
+BrokenImages = Literal["stop", "skip"]
+Progress = Callable[[Iterable[int], str, int], Iterable[int]]  # iterable, description, its length
+
+_FORMAT = 1  # of the stored pixels; raise it when `decode` gives others
+
+
+@dataclass(frozen=True)
+class ImageSplit:
+    """The decoded rows of a split.
+
+    images_NHWC: uint8, mapped from disk, read-only; row n of the split is images_NHWC[places_N[n]].
+    targets: one row an image. skipped: how many rows had an image that cannot be decoded.
+    """
+
+    images_NHWC: NDArray[np.uint8]
+    places_N: NDArray[np.int64]
+    targets: Targets
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.places_N)
+
+
+def open_split(
+    split: Split,
+    image_size: int,
+    cache: Path = DEFAULT_CACHE,
+    broken: BrokenImages = "stop",
+    progress: Progress | None = None,
+) -> ImageSplit:
+    """Map the decoded images of `split`, decoding them first if nobody has yet.
+
+    image_size: pixels; each whole image is squashed into a square of that height and width.
+    cache: the folder of the stores. A store is found by its images' paths, sizes and times of
+        change, written beside its place and then renamed, under a lock.
+    broken: "stop" raises for an image that cannot be decoded, "skip" leaves its row out.
+    Raises UserError naming the row and file of a broken image, or a cache that cannot be written.
+    """
+    folder = cache.expanduser()
+    path = folder / f"{_key(split, image_size)}.npy"
+    shape = (len(split), image_size, image_size, 3)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            images_NHWC = _map(path, shape)
+            if images_NHWC is None:
+                _build(split, path, shape, progress)
+                images_NHWC = _map(path, shape)
+        reasons: dict[str, str] = json.loads(path.with_suffix(".broken.json").read_text())
+    except OSError as error:
+        raise UserError(
+            f"the decoded images need {np.prod(shape) / 2**20:,.0f} MiB in {folder}, but that"
+            f" failed: {error}; make room, or name another folder with --cache"
+        ) from error
+    assert images_NHWC is not None
+    if reasons and broken == "stop":
+        place, reason = next(iter(reasons.items()))
+        raise UserError(
+            f"each image must be readable, but {len(reasons)} of {split.csv.name} are not, the first"
+            f" in row {split.rows[int(place)]}: {split.images[int(place)]}: {reason};"
+            " mend it, or leave such rows out with --broken-images skip"
+        )
+    whole_N = np.array([str(place) not in reasons for place in range(len(split))])
+    kept = np.flatnonzero(whole_N)
+    return ImageSplit(images_NHWC, kept, split.targets.take(kept), len(reasons))
+
+
+def decode(path: Path, image_size: int) -> NDArray[np.uint8]:
+    """One image file as upright RGB, squashed to (image_size, image_size, 3).
+
+    Transparent pixels are laid on white; 16-bit grey keeps its upper 8 bits; EXIF turns are done.
+    Raises OSError, or an error of Pillow's, if the file is no whole image.
+    """
+    with Image.open(path) as file:
+        file.draft("RGB", (image_size, image_size))
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+        if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+            rgba = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        image = image.convert("RGB")
+        size = (image_size, image_size)
+        return np.asarray(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0))
+
+
+def _key(split: Split, image_size: int) -> str:
+    digest = hashlib.sha256(f"{_FORMAT} {image_size}".encode())
+    for image in split.images:
+        stat = image.stat()
+        digest.update(f"\n{image.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:24]
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """The store at `path`; None if it is not there, cut short or of another shape."""
+    try:
+        images_NHWC: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    except (FileNotFoundError, ValueError):
+        return None
+    return images_NHWC if images_NHWC.shape == shape and images_NHWC.dtype == np.uint8 else None
+
+
+def _build(
+    split: Split, path: Path, shape: tuple[int, ...], progress: Progress | None
+) -> None:
+    unfinished = path.with_suffix(".building")
+    images_NHWC = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
+    reasons: dict[int, str] = {}
+
+    def fill(place: int) -> int:
+        try:
+            images_NHWC[place] = decode(split.images[place], shape[1])
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            # SyntaxError is what Pillow raises for some broken PNG files.
+            reasons[place] = f"{type(error).__name__}: {error}"
+        return place
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done: Iterable[int] = pool.map(fill, range(len(split)))
+        if progress is not None:
+            size = np.prod(shape) / 2**20
+            text = f"decoding {split.csv.name} once ({len(split):,} images, {size:,.0f} MiB)"
+            done = progress(done, text, len(split))
+        for _ in done:
+            pass
+    images_NHWC.flush()
+    ordered = {str(place): reasons[place] for place in sorted(reasons)}
+    path.with_suffix(".broken.json").write_text(json.dumps(ordered))
+    os.replace(unfinished, path)

@@ -1,0 +1,19 @@
+"""What a person did that cannot work, said in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake that its maker can mend: the law, the value, the way out, in one line.
+
+    Commands print it without a traceback and exit with code 2; a notebook gets the same words.
+    """
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The way out of a misspelt name: its nearest known names, or `otherwise` if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(repr(match) for match in near)}?" if near else otherwise

@@ -1,0 +1,1 @@
+"""The network with a head per attribute, its loss and its moving average."""

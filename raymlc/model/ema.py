@@ -1,0 +1,48 @@
+"""A moving average of a model's weights, with warm-up."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """An exponential moving average of every floating parameter and buffer of `model`.
+
+    After update t (from 0) the decay is min(decay, 1 - (1 + t)^(-2/3)), timm's warm-up: the first
+    update copies the model, so the average never remembers the weights it started from. Buffers of
+    whole numbers are copied. `ema.model` is the model to evaluate.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.decay = decay
+        self.updates = 0
+        averages = self.model.state_dict(keep_vars=True)
+        tensors = model.state_dict(keep_vars=True)
+        floating = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+        whole = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+        self._averages = [averages[name].detach() for name in floating]
+        self._tensors = [tensors[name].detach() for name in floating]
+        self._whole = [(averages[name].detach(), tensors[name].detach()) for name in whole]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the model's present weights; call it after every optimizer step."""
+        decay = min(self.decay, 1 - (1 + self.updates) ** (-2 / 3))
+        torch._foreach_lerp_(self._averages, self._tensors, 1 - decay)
+        for average, tensor in self._whole:
+            average.copy_(tensor)
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averaged weights and the number of updates."""
+        return {"model": self.model.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from another average's state_dict."""
+        self.model.load_state_dict(state["model"])
+        self.updates = state["updates"]

@@ -1,0 +1,1 @@
+"""AdamP with gradient centralization, parameter groups and the learning-rate schedule."""

@@ -1,0 +1,1 @@
+"""The search space and the Optuna study. No Ray."""

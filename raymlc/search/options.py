@@ -1,0 +1,107 @@
+"""The options of a sweep, typed, and kept in its folder so that it can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from raymlc.data.store import DEFAULT_CACHE, BrokenImages
+from raymlc.errors import UserError
+from raymlc.search.study import PrunerName, SamplerName
+
+_OF_THE_DATA = ("data", "heads", "metric", "val_fraction")  # which a sweep keeps
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """Search hyperparameters of one network with a head for each attribute of your images.
+
+    Without any option it draws a small data set and runs a real sweep on it in a few minutes.
+    """
+
+    data: Path | None = None
+    """Folder with train.csv, val.csv (and test.csv), or one CSV file to split: a column image_path,
+    relative to it, and a column for each head. Without it, a built-in data set is drawn."""
+    space: Path | None = None
+    """Python file with space(trial) -> TrialConfig. Default: lr, drop_rate, drop_path_rate, gc."""
+    trials: int = 12
+    """How many trials the sweep shall have in all, failed ones included."""
+    metric: str = "val/accuracy"
+    """What ranks trials: val/accuracy, val/balanced_accuracy or val/loss, or one head's, such as
+    val/accuracy/color."""
+    heads: tuple[str, ...] = ()
+    """The columns to predict. Default: all but image_path."""
+    fixed: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE ...")] = ()
+    """Fields of every trial, such as backbone=efficientnet_b2 image_size=260 epochs=20."""
+    weights: Path | None = None
+    """File of pretrained backbone weights, for machines that reach no model hub."""
+    name: str | None = None
+    """Name of the sweep, which is its folder in --output. Default: the present time."""
+    output: Path = Path("runs")
+    """Where sweeps are kept; on a cluster, storage that every node sees."""
+    resume: bool = False
+    """Go on with the sweep --name, with its own options where none is given anew."""
+    sampler: SamplerName = "tpe"
+    """How trials are proposed: Optuna's TPE (multivariate, over groups), or at random."""
+    pruner: PrunerName = "asha"
+    """When a trial is stopped early: asynchronous successive halving after epochs 1, 3, 9, …, below
+    the median, or never."""
+    seed: int = 0
+    """Of the proposals; a trial's own is its field seed."""
+    val_fraction: float = 0.2
+    """Share of the training rows set aside for validation where there is no val.csv."""
+    broken_images: BrokenImages = "stop"
+    """What to do about an image that cannot be read: stop, or skip its row."""
+    cache: Path = DEFAULT_CACHE
+    """Where each node keeps its decoded images."""
+    workers: int = 1
+    """Processes that train one trial together; they share its batch_size, and lr stays as it is."""
+    trainer: Literal["process", "torch"] = "process"
+    """Where a trial of one worker runs: in its own warm process, or in a Ray TorchTrainer as trials
+    of more workers do."""
+    cpus_per_worker: float | None = None
+    """Cores of each worker, and its threads. Default: 1, or up to 4 beside a GPU."""
+    gpus_per_worker: float | None = None
+    """GPUs of each worker; a fraction shares one. Default: 1 where there are any."""
+    concurrency: int | None = None
+    """Trials at a time. Default: as many as fit."""
+    address: str | None = None
+    """Ray cluster to join ("auto" inside of one). Default: a Ray of its own on this machine."""
+    verbose: bool = False
+    """Show what Ray itself says."""
+
+    def save(self, path: Path) -> None:
+        """Write the options as JSON."""
+        values = {
+            name: str(value.absolute()) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> TuneOptions:
+        """The options of `save`. Raises UserError for anything else."""
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            for name in ("data", "space", "weights", "output", "cache"):
+                values[name] = None if values[name] is None else Path(values[name])
+            for name in ("heads", "fixed"):
+                values[name] = tuple(values[name])
+            return cls(**values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} must hold a sweep's options, but: {error!r}") from error
+
+    def check_kept(self, saved: TuneOptions) -> None:
+        """Raises UserError if these options would change what a resumed sweep must keep."""
+        for name in _OF_THE_DATA:
+            new, old = getattr(self, name), getattr(saved, name)
+            if new != old and (name != "data" or new.absolute() != old):
+                raise UserError(
+                    f"a resumed sweep keeps its {name}, but that is {old} and not {new}; begin"
+                    " another sweep under another --name"
+                )

@@ -1,0 +1,1 @@
+"""One trial in plain PyTorch: the loop, metrics, evaluation and checkpoints."""

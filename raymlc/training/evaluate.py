@@ -1,0 +1,89 @@
+"""A model's metrics on a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raymlc.data.batches import Normalization, evaluation_batches
+from raymlc.data.store import ImageSplit
+from raymlc.errors import UserError
+from raymlc.labels import Labels
+from raymlc.training.metrics import Counts
+
+
+def _no_sum(tensor: Tensor) -> None:
+    """One worker's sum over all workers is its own."""
+
+
+def _no_wrap(model: nn.Module) -> nn.Module:
+    return model
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that train one trial together; by default this one alone.
+
+    rank: this process, from 0 to size - 1. sum_: adds up a tensor over all workers, in place.
+    wrap: makes a model's backward pass average its gradients over the workers.
+    """
+
+    rank: int = 0
+    size: int = 1
+    sum_: Callable[[Tensor], None] = _no_sum
+    wrap: Callable[[nn.Module], nn.Module] = _no_wrap
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The reduced type that a trial computes in on a device; None for float32 throughout.
+
+    "auto" is float32 on a CPU, and elsewhere bfloat16 where the device has it, else float16.
+    Raises UserError for "fp16" on a CPU.
+    """
+    if precision == "auto":
+        if device.type == "cpu":
+            return None
+        has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_bf16 else torch.float16
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("precision 'fp16' needs a GPU, but the device is a CPU; use bf16 or fp32")
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:
+    """Where the network computes in `dtype`, or in float32 for None."""
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    labels: Labels,
+    data: ImageSplit,
+    normalization: Normalization,
+    device: torch.device,
+    *,
+    batch_size: int,
+    precision: str = "auto",
+    prefix: str = "val",
+    workers: Workers = Workers(),  # noqa: B008 (frozen)
+) -> dict[str, float]:
+    """The metrics of `Counts.metrics` over every row of `data`, alike on every worker.
+
+    batch_size: images a batch of one worker. The model is left in evaluation mode.
+    """
+    model.eval()
+    counts = Counts(labels, data.targets, device)
+    dtype = autocast_dtype(precision, device)
+    batches = evaluation_batches(data, batch_size, normalization, device, workers.rank, workers.size)
+    for batch in batches:
+        with autocast(dtype, device):
+            logits = model(batch.images_BCHW)
+        counts.add(logits, batch.targets)
+    for tensor in counts.tensors():
+        workers.sum_(tensor)
+    return counts.metrics(prefix)

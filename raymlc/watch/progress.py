@@ -1,0 +1,155 @@
+"""What a sweep says on the terminal while it runs, and the table it ends with."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from raymlc.search.study import Row
+from raymlc.trial import TrialConfig
+
+_QUIET_SECONDS = 10.0  # between lines about epochs where no bar can be drawn
+
+
+class Lines:
+    """A line when a trial begins and ends; between them a bar, or now and then a line.
+
+    trials, done: how many there shall be, and how many of them have ended already.
+    """
+
+    def __init__(self, console: Console, metric: str, trials: int, done: int) -> None:
+        self.console = console
+        self._metric = metric
+        self._trials = trials
+        self._done = done
+        self._best: tuple[float, int] | None = None
+        self._epochs: dict[int, float] = {}
+        self._said = 0.0
+        self._began = time.monotonic()
+        self._bar = Progress(
+            TextColumn("trials"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=trials, completed=done)
+        self._bar.start()
+
+    def start(self, number: int, params: Mapping[str, Any], config: TrialConfig) -> None:
+        """Say that a trial begins."""
+        values = ", ".join(f"{name}={brief(value)}" for name, value in params.items())
+        self._say(f"trial {number} starts, up to {config.epochs} epochs: {values}")
+
+    def epoch(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Say how far a trial is, on the bar or at a calm pace."""
+        self._epochs[number] = metrics["epoch"]
+        text = (
+            f"trial {number} epoch {metrics['epoch']:.0f}: {self._metric}"
+            f" {metrics[self._metric]:.3f}, {metrics['images_per_second']:,.0f} images/s"
+        )
+        self._bar.update(self._task, description=text)
+        if self._bar.disable and time.monotonic() - self._said > _QUIET_SECONDS:
+            self._say(text)
+
+    def end(self, row: Row, heads: Sequence[str], best: Row) -> None:
+        """Say how a trial ended, and which is the best so far."""
+        self._done += 1
+        self._bar.update(self._task, completed=self._done)
+        if row.state == "FAIL":
+            self._say(f"trial {row.number} failed after {row.epochs} epochs: {row.reason}")
+            return
+        per_head = ", ".join(
+            f"{head} {brief(row.metrics.get(f'val/accuracy/{head}', math.nan))}" for head in heads
+        )
+        self._say(
+            f"trial {row.number} {row.state.lower()} after {row.epochs} epochs: {self._metric}"
+            f" {row.score:.4f} ({per_head}); best {best.score:.4f} of trial {best.number};"
+            f" {self._done} of {self._trials} trials, {time.monotonic() - self._began:.0f} s"
+        )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+    def _say(self, text: str) -> None:
+        self._said = time.monotonic()
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def track(console: Console, done: Iterable[int], text: str, total: int) -> Iterable[int]:
+    """A bar over `done` while it is drawn from; without a terminal one line."""
+    if not console.is_terminal:
+        console.print(text, highlight=False, soft_wrap=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield from bar.track(done, total=total, description=text)
+
+
+def table_of_trials(
+    rows: Sequence[Row], heads: Sequence[str], majority: Mapping[str, float], title: str
+) -> Table:
+    """The trials, best first, and last the accuracy of always saying training's most common answer."""
+    params = list(dict.fromkeys(name for row in rows for name in row.params))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("trial", "state", "epochs", "score", *heads, *params):
+        table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
+    for row in rows:
+        accuracies = [row.metrics.get(f"val/accuracy/{head}", math.nan) for head in heads]
+        table.add_row(
+            str(row.number),
+            row.state.lower(),
+            str(row.epochs),
+            brief(row.score),
+            *map(brief, accuracies),
+            *(brief(row.params[name]) if name in row.params else "" for name in params),
+        )
+    table.add_section()
+    values = [majority[head] for head in heads]
+    table.add_row("", "majority", "", brief(_mean(values)), *map(brief, values))
+    return table
+
+
+def write_summary(path: Path, rows: Sequence[Row]) -> None:
+    """The trials as CSV, best first, with every metric of their checkpoints."""
+    params = list(dict.fromkeys(name for row in rows for name in row.params))
+    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(["trial", "state", "epochs", "score", "seconds", *params, *metrics, "reason"])
+        for row in rows:
+            lines.writerow(
+                [
+                    row.number,
+                    row.state,
+                    row.epochs,
+                    row.score,
+                    row.seconds,
+                    *(row.params.get(name, "") for name in params),
+                    *(row.metrics.get(name, "") for name in metrics),
+                    row.reason,
+                ]
+            )
+
+
+def brief(value: Any) -> str:
+    """A number in four digits, anything else as it is; nothing for NaN."""
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    return "" if math.isnan(value) else f"{value:.4g}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

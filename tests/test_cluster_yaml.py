@@ -1,0 +1,189 @@
+"""cluster.yaml in its two variants, AWS and own hosts: what Ray's launcher and bash say of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+VARIANTS = ("AWS", "own hosts")
+
+
+def section(name: str) -> str:
+    """The lines between the two marks of `name`."""
+    _, after = TEXT.split(f"# ---- {name}: begin\n")
+    between, _ = after.split(f"# ---- {name}: end\n")
+    return between
+
+
+def variant(name: str) -> str:
+    """cluster.yaml as it stands, or after the change to own hosts that it describes."""
+    if name == "AWS":
+        return TEXT
+    own_hosts = section("own hosts")
+    uncommented = "".join(
+        line[2:] if line.startswith("# ") else line.removeprefix("#")
+        for line in own_hosts.splitlines(keepends=True)
+    )
+    return TEXT.replace(section("AWS"), "").replace(own_hosts, uncommented)
+
+
+def prepared(name: str) -> dict[str, Any]:
+    """What `ray up` makes of the file before it asks the provider anything."""
+    config: dict[str, Any] = prepare_config(yaml.safe_load(variant(name)))
+    return config
+
+
+def commands(config: dict[str, Any]) -> list[str]:
+    """Every shell command that Ray runs on some node."""
+    return [
+        command for key, value in config.items() if key.endswith("_commands") for command in value
+    ]
+
+
+def command_with(word: str, config: dict[str, Any]) -> str:
+    [command] = {command for command in commands(config) if word in command}
+    return command
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_ray_accepts_the_file_by_its_own_schema(name: str) -> None:
+    validate_config(prepared(name))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_each_variant_launches_where_it_says(name: str) -> None:
+    config = prepared(name)
+    node_types = config["available_node_types"]
+    if name == "AWS":
+        assert config["provider"]["type"] == "aws"
+        assert node_types["head"]["resources"] == {"CPU": 0}
+        limits = {key: node_types["gpu_worker"][key] for key in ("min_workers", "max_workers")}
+        assert limits == {"min_workers": 0, "max_workers": 4}
+    else:
+        assert config["provider"]["type"] == "local"
+        hosts = len(config["provider"]["worker_ips"])
+        [limits] = node_types.values()
+        assert limits["min_workers"] == limits["max_workers"] == config["max_workers"] == hosts
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_command_is_correct_bash(name: str) -> None:
+    found = commands(prepared(name))
+    assert len(found) > 10
+    for command in found:
+        checked = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
+        assert checked.returncode == 0, f"{command}\n{checked.stderr}"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_both_kinds_of_node_run_the_common_setup_and_the_shared_folder_comes_first(
+    name: str,
+) -> None:
+    config = prepared(name)
+    common = yaml.safe_load(variant(name))["setup_commands"]
+    assert common[0] == config["metadata"]["shared"]
+    assert "/shared" in common[0]
+    for kind in ("head", "worker"):
+        assert config[f"{kind}_setup_commands"][: len(common)] == common
+
+
+def test_own_hosts_differ_in_the_start_of_the_head_by_the_autoscaler_alone() -> None:
+    aws = command_with("--head", prepared("AWS"))
+    own_hosts = aws.replace("ray start", "RAY_enable_autoscaler_v2=0 ray start")
+    assert command_with("--head", prepared("own hosts")) == own_hosts
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_dashboard_listens_on_loopback_alone(name: str) -> None:
+    hosts = re.findall(r"--dashboard-host[= ](\S+)", command_with("--head", prepared(name)))
+    assert hosts == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_ray_starts_with_more_open_files_allowed(name: str) -> None:
+    starts = [command for command in commands(prepared(name)) if "ray start" in command]
+    assert len(starts) == 2
+    assert all(command.startswith("ulimit -n 65536; ") for command in starts)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_token_goes_to_every_node_and_the_runs_to_none(name: str) -> None:
+    config = prepared(name)
+    assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token", "~/raymlc": "."}
+    assert {"/runs", ".venv", ".git"} <= set(config["rsync_exclude"])
+
+
+def test_shells_of_a_node_know_the_mode_of_the_token_and_the_python_of_raymlc(
+    tmp_path: Path,
+) -> None:
+    command = command_with(".bashrc", prepared("AWS"))
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+
+    def bash(script: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    bash(command)
+    bash(command)
+    lines = (tmp_path / ".bashrc").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(set(lines)) == 2, "a second `ray up` must not add the lines again"
+    mode, path = bash('source ~/.bashrc; echo "$RAY_AUTH_MODE"; echo "$PATH"').splitlines()
+    assert mode == "token"
+    assert path.split(":")[0] == f"{tmp_path}/venv/bin"
+    for other in ("uv venv", "uv pip install"):
+        assert "~/venv" in command_with(other, prepared("own hosts"))
+
+
+def test_the_ray_of_the_nodes_is_one_that_the_project_allows_and_is_tested_with() -> None:
+    [pinned] = {Version(number) for number in re.findall(r"\bray==([\w.]+)", TEXT)}
+    cluster = PROJECT["optional-dependencies"]["cluster"]
+    requirements = [Requirement(line) for line in [*PROJECT["dependencies"], *cluster]]
+    of_ray = [requirement for requirement in requirements if requirement.name == "ray"]
+    assert set().union(*(requirement.extras for requirement in of_ray)) >= {
+        "default",
+        "train",
+        "tune",
+    }
+    assert all(pinned in requirement.specifier for requirement in of_ray)
+    assert pinned.release[:2] == Version(ray.__version__).release[:2]
+    assert "'.[cluster]'" in command_with("ray==", prepared("AWS"))
+
+
+def test_the_python_of_the_nodes_is_pinned_to_the_patch_and_one_that_the_project_allows() -> None:
+    [pinned] = {Version(number) for number in re.findall(r"--python (\d[\w.]*)", TEXT)}
+    assert len(pinned.release) == 3
+    assert pinned.release[:2] == (3, 11)
+    assert pinned in SpecifierSet(PROJECT["requires-python"])
+
+
+def test_what_the_user_must_fill_in_stands_in_one_place() -> None:
+    rule = "=" * 32
+    _, to_fill_in, _ = re.split(rf"  # {rule}.*\n", section("AWS"))
+    assert to_fill_in.count("-FILL-IN") == TEXT.count("-FILL-IN") == 2
+    assert list(yaml.safe_load(to_fill_in)) == ["region", "image", "shared"]
+    assert "us-" not in TEXT.replace(to_fill_in, ""), "another region is filled in there alone"
+
+
+def test_the_job_at_the_top_reads_and_writes_in_the_shared_folder() -> None:
+    [job] = re.findall(r"^#\s+(python -m raymlc\.tune .*)$", TEXT, flags=re.MULTILINE)
+    words = job.split()
+    options = dict(zip(words[3::2], words[4::2], strict=True))
+    assert options["--address"] == "auto"
+    assert options["--data"].startswith("/shared/")
+    assert options["--output"].startswith("/shared/")
