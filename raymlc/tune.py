@@ -105,7 +105,7 @@ def _tune(options: TuneOptions, folder: Path, console: Console) -> int:
     if not options.resume:
         (folder / SPACE_FILE).write_bytes(space.path.read_bytes())
     options.save(folder / OPTIONS_FILE)
-    return launch(options, folder, space, table, console)
+    return launch(options, folder, space, max(c.epochs for c in configs), table, console)
 
 
 def _console() -> Console:

@@ -13,7 +13,7 @@ def space(trial: BaseTrial) -> TrialConfig:
         backbone="test_efficientnet",
         pretrained=False,
         image_size=48,
-        epochs=9,
+        epochs=12,
         lr=trial.suggest_float("lr", 1e-3, 1e-1, log=True),
         drop_rate=trial.suggest_float("drop_rate", 0.0, 0.5),
         drop_path_rate=trial.suggest_float("drop_path_rate", 0.0, 0.3),

@@ -57,15 +57,26 @@ def check_trials(
 
 
 def launch(
-    options: TuneOptions, folder: Path, space: Space, table: Table, console: Console
+    options: TuneOptions,
+    folder: Path,
+    space: Space,
+    epochs: int,
+    table: Table,
+    console: Console,
 ) -> int:
     """Run the sweep in its folder and say how it went: 0, 1 if no trial succeeded, 130 after Ctrl-C.
 
+    epochs: of the longest trial that the space may ask for.
     Raises UserError for a study or a Ray that cannot be had, or trials that would not fit.
     """
     heads = table.labels.names
     study = open_study(
-        folder / STUDY_FILE, options.metric, options.sampler, options.pruner, options.seed
+        folder / STUDY_FILE,
+        options.metric,
+        options.sampler,
+        options.pruner,
+        options.seed,
+        epochs,
     )
     book = StudyBook(study, space, options.metric, options.trials)
     job = Job(table, folder, options.cache, options.broken_images, options.metric)

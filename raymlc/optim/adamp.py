@@ -170,31 +170,29 @@ def _batches(params: Sequence[Tensor], states: Mapping[Tensor, dict[str, Any]]) 
 
 
 class _Array:
-    """A number for each element of some parameters, sorted by kind, in one flat array."""
+    """A number for each element of some parameters, which are sorted by kind, in one flat array.
+
+    parts: a view for each parameter, in its shape.
+    matrices: a view for each kind, with a row for each row of the parameters of that kind.
+    """
 
     def __init__(self, flat: Tensor, params: Sequence[Tensor]) -> None:
         self.flat = flat
-        sizes = [param.numel() for param in params]
-        # One view for each parameter, in its shape ...
-        self.parts = [
-            part.view(param.shape) for part, param in zip(flat.split(sizes), params, strict=True)
-        ]
-        # ... and one for each kind of row, a row a line.
-        of_kind: dict[_Kind, int] = {}
+        parts = flat.split_with_sizes([param.numel() for param in params])
+        self.parts = [part.view(param.shape) for part, param in zip(parts, params, strict=True)]
+        sizes: dict[_Kind, int] = {}
         for param in params:
-            of_kind[_kind(param)] = of_kind.get(_kind(param), 0) + param.numel()
+            sizes[_kind(param)] = sizes.get(_kind(param), 0) + param.numel()
+        blocks = flat.split_with_sizes(list(sizes.values()))
         self.matrices = [
-            part.view(-1, kind.length)
-            for part, kind in zip(flat.split(list(of_kind.values())), of_kind, strict=True)
+            block.view(-1, kind.length) for block, kind in zip(blocks, sizes, strict=True)
         ]
 
 
 class _Batch:
     """Parameters updated together: alike in device, dtype, steps taken, and weights or vectors."""
 
-    def __init__(
-        self, params: Sequence[Tensor], states: Sequence[dict[str, Any]], scratch: Tensor
-    ) -> None:
+    def __init__(self, params: list[Tensor], states: list[dict[str, Any]], scratch: Tensor) -> None:
         self.params = params
         self.states = states
         self.is_weights = _kind(params[0]).weight
@@ -230,8 +228,8 @@ class _Batch:
         for state in self.states:
             state["step"] = steps
         beta1, beta2 = group["betas"]
-        bias_correction1 = 1 - beta1**steps
-        bias_correction2 = math.sqrt(1 - beta2**steps)
+        mean_correction = 1 - beta1**steps
+        rms_correction = math.sqrt(1 - beta2**steps)
         grad, exp_avg, exp_avg_sq = self.grad.flat, self.exp_avg.flat, self.exp_avg_sq.flat
         update, denominator = self.update.flat, self.work.flat
 
@@ -240,13 +238,13 @@ class _Batch:
             self._centralize(group["gc_conv_only"])
         exp_avg.lerp_(grad, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        # Both bias corrections wait until the update is taken: a pass less over all elements.
-        torch.sqrt(exp_avg_sq, out=denominator).add_(group["eps"] * bias_correction2)
+        # Both corrections wait until the update is taken: that saves a pass over all elements.
+        torch.sqrt(exp_avg_sq, out=denominator).add_(group["eps"] * rms_correction)
         if group["nesterov"]:
             torch.lerp(exp_avg, grad, 1 - beta1, out=update).div_(denominator)
         else:
             torch.div(exp_avg, denominator, out=update)
-        correction = bias_correction2 / bias_correction1
+        correction = rms_correction / mean_correction
 
         decay = group["weight_decay"] / correction
         if self.is_weights:
@@ -265,33 +263,38 @@ class _Batch:
         params = self.work
         torch._foreach_copy_(params.parts, self.params)
         squares_R, grad_squares_R = self._squares(params), self._squares(self.grad)
-        # Products take the gradient's place: a smaller working set, which nothing needs later.
+        # Products take the gradient's place, which nothing needs later: a smaller working set.
         dots_R = self._products(self.grad, params)
         update_dots_R = self._products(self.update, params)
         sums_RS = torch.stack([squares_R, grad_squares_R, dots_R, update_dots_R], dim=1)
-        weights = len(self.params)
+
+        shares_R, projected_T = self._shares(sums_RS, delta, eps)
+        if decay > 0:
+            projected_R = projected_T[self.weight_R]
+            shares_R = torch.where(projected_R, shares_R - decay * wd_ratio, shares_R - decay)
+        columns = shares_R.to(self.update.flat.dtype).unsqueeze(1).split_with_sizes(self.rows)
+        matrices = zip(self.update.matrices, params.matrices, columns, strict=True)
+        for update, param, share in matrices:
+            update.addcmul_(param, share, value=-1)
+
+    def _shares(self, sums_RS: Tensor, delta: float, eps: float) -> tuple[Tensor, Tensor]:
+        """What share of its weight each row's update has to lose, and which weights lose any."""
+        rows, weights = len(sums_RS), len(self.params)
         sums_TS = sums_RS.new_zeros(weights, 4).index_add_(0, self.weight_R, sums_RS)
         squares_L, grad_squares_L, dots_L, update_dots_L = torch.cat([sums_RS, sums_TS]).unbind(1)
         norms_L = squares_L.sqrt()
         bounds_L = grad_squares_L.sqrt().clamp_min(eps) * norms_L.clamp_min(eps)
         passes_L = dots_L.abs() / bounds_L < delta / self.length_L.sqrt()
-        along_L = update_dots_L / (norms_L + eps) ** 2  # the update's share of the weight
+        shares_L = update_dots_L / (norms_L + eps) ** 2
 
-        lines = [len(sums_RS), weights]
-        (passes_R, passes_T), (along_R, along_T) = passes_L.split(lines), along_L.split(lines)
-        failures_T = sums_RS.new_zeros(weights).index_add_(
-            0, self.weight_R, passes_R.logical_not().to(self.sum_dtype)
+        failures_R = passes_L[:rows].logical_not().to(sums_RS.dtype)
+        by_row_T = sums_RS.new_zeros(weights).index_add_(0, self.weight_R, failures_R) == 0
+        whole_passes_T = passes_L[rows:]
+        whole_shares_T = torch.where(whole_passes_T, shares_L[rows:], 0)
+        shares_R = torch.where(
+            by_row_T[self.weight_R], shares_L[:rows], whole_shares_T[self.weight_R]
         )
-        by_row_T = failures_T == 0
-        along_T = torch.where(passes_T, along_T, 0)
-        take_R = torch.where(by_row_T[self.weight_R], along_R, along_T[self.weight_R])
-        if decay > 0:
-            decay_T = torch.where(by_row_T | passes_T, decay * wd_ratio, decay)
-            take_R = take_R - decay_T[self.weight_R]
-        columns = take_R.to(self.update.flat.dtype).unsqueeze(1).split(self.rows)
-        matrices = zip(self.update.matrices, params.matrices, columns, strict=True)
-        for update, param, take in matrices:
-            update.addcmul_(param, take, value=-1)
+        return shares_R, by_row_T | whole_passes_T
 
     def _squares(self, array: _Array) -> Tensor:
         norms = [

@@ -49,8 +49,8 @@ class TuneOptions:
     sampler: SamplerName = "tpe"
     """How trials are proposed: Optuna's TPE (multivariate, over groups), or at random."""
     pruner: PrunerName = "asha"
-    """When a trial is stopped early: asynchronous successive halving after epochs 1, 3, 9, …, below
-    the median, or never."""
+    """When a trial is stopped early: asynchronous successive halving, which keeps the better half
+    after a fifth of the epochs and at each doubling; below the median of the others; or never."""
     seed: int = 0
     """Of the proposals; a trial's own is its field seed."""
     val_fraction: float = 0.2

@@ -57,11 +57,12 @@ class Row:
 
 
 def open_study(
-    journal: Path, metric: str, sampler: SamplerName, pruner: PrunerName, seed: int
+    journal: Path, metric: str, sampler: SamplerName, pruner: PrunerName, seed: int, epochs: int
 ) -> optuna.Study:
     """Open the study in a journal file, or begin it.
 
-    metric: what trials are ranked by, as `metric_names` has it.
+    metric: what trials are ranked by, as `metric_names` has it. epochs: of the longest trial, from
+    which successive halving has its rungs: a fifth of them, and each doubling of that.
     Raises UserError if the file cannot be written, or holds a study of another metric.
     """
     try:
@@ -86,7 +87,7 @@ def open_study(
     study.set_user_attr("metric", metric)
     # A sampler that starts anew with the same seed would draw the same trials once more.
     study.sampler = _sampler(sampler, seed + len(study.trials))
-    study.pruner = _pruner(pruner)
+    study.pruner = _pruner(pruner, epochs)
     return study
 
 
@@ -220,9 +221,10 @@ def _sampler(name: SamplerName, seed: int) -> optuna.samplers.BaseSampler:
         )
 
 
-def _pruner(name: PrunerName) -> optuna.pruners.BasePruner:
+def _pruner(name: PrunerName, epochs: int) -> optuna.pruners.BasePruner:
     if name == "none":
         return optuna.pruners.NopPruner()
     if name == "median":
         return optuna.pruners.MedianPruner(n_startup_trials=4)
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    first_rung = max(1, round(epochs / 5))
+    return optuna.pruners.SuccessiveHalvingPruner(min_resource=first_rung, reduction_factor=2)

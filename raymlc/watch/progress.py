@@ -51,7 +51,7 @@ class Lines:
     def start(self, number: int, params: Mapping[str, Any], config: TrialConfig) -> None:
         """Say that a trial begins."""
         values = ", ".join(f"{name}={brief(value)}" for name, value in params.items())
-        self._say(f"trial {number} starts, up to {config.epochs} epochs: {values}")
+        self._say(f"trial {number} starts, up to {_epochs(config.epochs)}: {values}")
 
     def epoch(self, number: int, metrics: Mapping[str, float]) -> None:
         """Say how far a trial is, on the bar or at a calm pace."""
@@ -69,13 +69,13 @@ class Lines:
         self._done += 1
         self._bar.update(self._task, completed=self._done)
         if row.state == "FAIL":
-            self._say(f"trial {row.number} failed after {row.epochs} epochs: {row.reason}")
+            self._say(f"trial {row.number} failed after {_epochs(row.epochs)}: {row.reason}")
             return
         per_head = ", ".join(
             f"{head} {brief(row.metrics.get(f'val/accuracy/{head}', math.nan))}" for head in heads
         )
         self._say(
-            f"trial {row.number} {row.state.lower()} after {row.epochs} epochs: {self._metric}"
+            f"trial {row.number} {row.state.lower()} after {_epochs(row.epochs)}: {self._metric}"
             f" {row.score:.4f} ({per_head}); best {best.score:.4f} of trial {best.number};"
             f" {self._done} of {self._trials} trials, {time.monotonic() - self._began:.0f} s"
         )
@@ -148,6 +148,10 @@ def brief(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
     return "" if math.isnan(value) else f"{value:.4g}"
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def _mean(values: Sequence[float]) -> float:
