@@ -115,6 +115,22 @@ class Labels:
         multi_hot = {head.name: head.multi_hot for head in self.heads}
         return Targets(np.concatenate(parts, axis=1), columns, multi_hot, unseen)
 
+    def unseen_lines(self, targets: Targets) -> list[str]:
+        """A line for each head that has rows with labels that training never saw, naming them."""
+        lines = []
+        for head in self.heads:
+            new = targets.unseen[head.name]
+            values_NC = targets.values_NT[:, targets.columns[head.name]]
+            own = len(head.classes)
+            unseen_N = (values_NC[:, own:] == 1).any(1) if head.multi_hot else values_NC[:, 0] >= own
+            if new:
+                named = ", ".join(map(repr, new[:5])) + (", …" if len(new) > 5 else "")
+                lines.append(
+                    f"head {head.name}: labels that training never saw count as wrong,"
+                    f" in {unseen_N.sum()} rows: {named}"
+                )
+        return lines
+
     def to_dict(self) -> dict[str, Any]:
         """The heads as JSON values."""
         return {

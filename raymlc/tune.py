@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # once trials run, it is caught where they are
+        print("interrupted before the first trial", file=sys.stderr)
+        return 130
 
 
 def _parse(arguments: Sequence[str]) -> TuneOptions:

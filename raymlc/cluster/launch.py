@@ -116,13 +116,15 @@ def launch(
         return 130
     splits = table.splits
     majority = majority_accuracy(table.labels, splits["train"].targets, splits["val"].targets)
-    return _conclude(rows, heads, majority, options.metric, folder, console)
+    notes = table.labels.unseen_lines(splits["val"].targets)
+    return _conclude(rows, heads, majority, notes, options.metric, folder, console)
 
 
 def _conclude(
     rows: Sequence[Row],
     heads: Sequence[str],
     majority: dict[str, float],
+    notes: Sequence[str],
     metric: str,
     folder: Path,
     console: Console,
@@ -137,6 +139,8 @@ def _conclude(
     if not best.metrics:
         say("no trial succeeded")
         return 1
+    for line in notes:
+        say(line)
     say(f"best trial: {best.number}, {metric} {best.score:.4f}")
     say(f"checkpoint: {trial_folder(folder, best.number) / BEST}")
     say(f"all trials: {folder / SUMMARY_FILE}")

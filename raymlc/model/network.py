@@ -50,8 +50,10 @@ def build_network(config: TrialConfig, labels: Labels, fetch: bool = True) -> Ne
     """
     import timm  # seconds to import, and not needed by whoever only reads labels
 
-    if not timm.is_model(config.backbone):
-        known = timm.list_models(pretrained=True) + timm.list_models()
+    family, _, tag = config.backbone.partition(".")
+    known = timm.list_models() + timm.list_pretrained()
+    named = ":" not in config.backbone  # else it says where on the hub, or on disk, it lies
+    if named and (not timm.is_model(family) or (tag and config.backbone not in known)):
         raise UserError(unknown_backbone(config.backbone, known))
     # Not every backbone takes the argument, so it is passed only where it does something.
     drop_path = {"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}

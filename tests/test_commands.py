@@ -1,0 +1,57 @@
+"""The commands' options, so that a new one is a decision, and the README's words about them."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from raymlc.search.options import TuneOptions
+from raymlc.tune import main as tune
+from raymlc.validate import ValidateOptions
+from raymlc.validate import main as validate
+
+ROOT = Path(__file__).parents[1]
+TUNE = """
+    --address --broken-images --cache --concurrency --cpus-per-worker --data --gpus-per-worker
+    --heads --metric --name --output --pruner --resume --sampler --seed --set --space --trainer
+    --trials --val-fraction --verbose --weights --workers
+""".split()
+VALIDATE = "--batch-size --broken-images --cache --data --json --split".split()
+
+
+def options_in_help(text: str) -> list[str]:
+    return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - {"--help"})
+
+
+@pytest.mark.parametrize(("command", "options"), [(tune, TUNE), (validate, VALIDATE)])
+def test_the_help_lists_exactly_these_options(
+    command: object, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        command(["--help"])  # type: ignore[operator]
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert options_in_help(said) == sorted(options)
+
+
+@pytest.mark.parametrize("options", [TuneOptions, ValidateOptions])
+def test_every_option_is_typed_frozen_and_explained(options: type) -> None:
+    assert dataclasses.is_dataclass(options)
+    assert options.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    source = (ROOT / (options.__module__.replace(".", "/") + ".py")).read_text()
+    for field in dataclasses.fields(options):
+        assert re.search(rf'    {field.name}: .*\n    """', source), field.name
+
+
+def test_every_option_of_a_command_in_the_readme_exists() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for module, known in {"tune": TUNE, "validate": VALIDATE}.items():
+        for line in re.findall(rf"raymlc\.{module}\b([^\n`]*)", readme):
+            assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", line)) <= set(known), line
+
+
+def test_ci_runs_the_readmes_own_test_command() -> None:
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    (command,) = re.findall(r"^(python3 -m venv .* pytest)$", readme, re.MULTILINE)
+    assert command in ci
