@@ -44,14 +44,12 @@ def first_row(change: Callable[[str], str]) -> Callable[[Path], None]:
 
 def header(text: str) -> Callable[[Path], None]:
     """Replaces the header line of train.csv."""
-    return lambda data: edit(
-        data / "train.csv", lambda old: text + "\n" + old.partition("\n")[2]
-    )
+    return lambda data: edit(data / "train.csv", lambda old: text + "\n" + old.partition("\n")[2])
 
 
-def space(text: str) -> Callable[[Path], None]:
+def space(text: str) -> Callable[[Path], object]:
     """Writes space.py into the data folder."""
-    return lambda data: (data / "space.py").write_text(text) and None
+    return lambda data: (data / "space.py").write_text(text)
 
 
 def nothing(data: Path) -> None:
@@ -65,14 +63,22 @@ WORDS = [
     (header("image,shape,color,marks"), ["--data", "DATA"], "must have a column image_path"),
     (header("image_path"), ["--data", "DATA"], "must have a column for each head"),
     (nothing, ["--data", "DATA", "--heads", "colour"], "did you mean 'color'?"),
-    (nothing, ["--data", "DATA", "--metric", "val/accuracy/colour"], "did you mean 'val/accuracy/color'"),
+    (
+        nothing,
+        ["--data", "DATA", "--metric", "val/accuracy/colour"],
+        "did you mean 'val/accuracy/color'",
+    ),
     (nothing, ["--metric", "accuracy"], "must be one that the heads report"),
     (nothing, ["--data", "DATA", "--set", "learning_rate=0.1"], "not a field of TrialConfig"),
     (nothing, ["--data", "DATA", "--set", "epochs=ten"], "epochs must be of type int"),
     (nothing, ["--data", "DATA", "--set", "epochs"], "written field=value"),
     (nothing, ["--data", "DATA", "--set", "drop_rate=2"], "drop --set drop_rate"),
     (nothing, ["--data", "DATA", "--set", "weight_decay=-1"], "weight_decay must be at least 0"),
-    (nothing, ["--data", "DATA", "--set", "backbone=efficentnet_b0"], "did you mean 'efficientnet_b0'"),
+    (
+        nothing,
+        ["--data", "DATA", "--set", "backbone=efficentnet_b0"],
+        "did you mean 'efficientnet_b0'",
+    ),
     (nothing, ["--data", "DATA", "--weights", "NOWHERE"], "--weights must name a file"),
     (nothing, ["--data", "DATA", "--space", "NOWHERE"], "--space must name a Python file"),
     (space("def spce(trial): pass"), USE_SPACE, "must define a function space"),
@@ -88,13 +94,21 @@ WORDS = [
         "an asked name must be a field: 'learning_rat'",
     ),
     (space(PLAIN_SPACE.replace("1e-4, 1e-2", "1e-2, 1e-4")), USE_SPACE, "space.py line 5"),
-    (space(PLAIN_SPACE.replace('trial.suggest_float("lr", 1e-4, 1e-2)', "0.1")), USE_SPACE, "asks for nothing"),
+    (
+        space(PLAIN_SPACE.replace('trial.suggest_float("lr", 1e-4, 1e-2)', "0.1")),
+        USE_SPACE,
+        "asks for nothing",
+    ),
     (space("import nowhere"), USE_SPACE, "space.py line 1: ModuleNotFoundError"),
     (nothing, ["--data", "DATA", "--trials", "0"], "--trials must be at least 1"),
     (nothing, ["--data", "DATA", "--gpus-per-worker", "-1"], "must be at least 0"),
     (nothing, ["--resume"], "by its --name, but none is given"),
     (nothing, ["--resume", "--name", "never"], "needs a sweep that began"),
-    (nothing, ["--data", "DATA", "--output", "/proc/runs"], "--output must be a folder to write in"),
+    (
+        nothing,
+        ["--data", "DATA", "--output", "/proc/runs"],
+        "--output must be a folder to write in",
+    ),
 ]
 TABLE = [
     (
@@ -102,8 +116,16 @@ TABLE = [
         ["--data", "DATA"],
         "must have a row for each image",
     ),
-    (first_row(lambda row: "images/none.png," + row.partition(",")[2]), ["--data", "DATA"], "row 1 of train.csv"),
-    (lambda data: (data / "val.csv").unlink(), ["--data", "DATA", "--val-fraction", "0"], "change --val-fraction"),
+    (
+        first_row(lambda row: "images/none.png," + row.partition(",")[2]),
+        ["--data", "DATA"],
+        "row 1 of train.csv",
+    ),
+    (
+        lambda data: (data / "val.csv").unlink(),
+        ["--data", "DATA", "--val-fraction", "0"],
+        "change --val-fraction",
+    ),
     (
         lambda data: edit(
             data / "train.csv",
@@ -112,7 +134,11 @@ TABLE = [
         ["--data", "DATA"],
         "a head needs at least 2 classes",
     ),
-    (lambda data: (data / "val.csv").write_bytes(b"\xff\xfe\x00"), ["--data", "DATA"], "must be a table in UTF-8"),
+    (
+        lambda data: (data / "val.csv").write_bytes(b"\xff\xfe\x00"),
+        ["--data", "DATA"],
+        "must be a table in UTF-8",
+    ),
 ]
 HEAVY = [
     (
@@ -142,7 +168,9 @@ def spoiled(
     if not (data / "space.py").exists():
         (data / "space.py").write_text(PLAIN_SPACE)
     spoil(data)
-    given = [text.replace("DATA", str(data)).replace("NOWHERE", str(data / "none")) for text in arguments]
+    given = [
+        text.replace("DATA", str(data)).replace("NOWHERE", str(data / "none")) for text in arguments
+    ]
     cache = ["--cache", str(output.parent / "cache")]
     return given + ([] if "--output" in given else ["--output", str(output)]) + cache
 
@@ -171,7 +199,7 @@ def test_wrong_input_gets_one_line_and_exit_code_2(
         ["--data", "NOWHERE"],
         ["--data", "DATA", "--metric", "val/accuracy/colour"],
         ["--data", "DATA", "--set", "backbone=efficentnet_b0"],
-        USE_SPACE + ["--set", "nope=1"],
+        [*USE_SPACE, "--set", "nope=1"],
     ],
 )
 def test_words_are_checked_in_three_seconds_without_torch_timm_or_ray(

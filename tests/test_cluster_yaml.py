@@ -177,13 +177,15 @@ def test_what_the_user_must_fill_in_stands_in_one_place() -> None:
     _, to_fill_in, _ = re.split(rf"  # {rule}.*\n", section("AWS"))
     assert to_fill_in.count("-FILL-IN") == TEXT.count("-FILL-IN") == 2
     assert list(yaml.safe_load(to_fill_in)) == ["region", "image", "shared"]
-    assert "us-" not in TEXT.replace(to_fill_in, ""), "another region is filled in there alone"
+    assert "us-west" not in TEXT.replace(to_fill_in, ""), "another region is filled in there alone"
 
 
 def test_the_job_at_the_top_reads_and_writes_in_the_shared_folder() -> None:
-    [job] = re.findall(r"^#\s+(python -m raymlc\.tune .*)$", TEXT, flags=re.MULTILINE)
-    words = job.split()
+    [job] = re.findall(r"^#\s+(python -m raymlc\.tune (?:.*\\\n)*.*)$", TEXT, flags=re.MULTILINE)
+    words = re.sub(r"\\\n#", "", job).split()
     options = dict(zip(words[3::2], words[4::2], strict=True))
     assert options["--address"] == "auto"
     assert options["--data"].startswith("/shared/")
     assert options["--output"].startswith("/shared/")
+    assert float(options["--gpus-per-worker"]) > 0, "an idle cluster has no GPU to be found"
+    assert int(options["--concurrency"]) > 0

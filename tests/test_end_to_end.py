@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def finished(folder: Path) -> dict[int, Any]:
 def test_a_killed_sweep_goes_on_without_running_a_finished_trial_twice(
     tmp_path: Path, signal_number: signal.Signals, code: int
 ) -> None:
-    arguments = ["--trials", "6", "--set", "epochs=6", "--output", tmp_path, "--name", "killed"]
+    arguments: list[str | Path] = ["--trials", "6", "--set", "epochs=6", "--output", tmp_path, "--name", "killed"]
     folder = tmp_path / "killed"
     process = subprocess.Popen(
         command("tune", *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -175,12 +176,13 @@ def test_a_killed_sweep_goes_on_without_running_a_finished_trial_twice(
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the shared product photos")
 def test_a_sweep_on_real_photos_beats_the_majority_class_on_every_head(tmp_path: Path) -> None:
-    subprocess.run(["unzip", "-q", SHARED / "data" / "fashion-small.zip", "-d", tmp_path], check=True)
+    with zipfile.ZipFile(SHARED / "data" / "fashion-small.zip") as photos:
+        photos.extractall(tmp_path)
     for name, rows in {"train": 1500, "val": 400}.items():
         csv_path = tmp_path / f"{name}.csv"
         csv_path.write_text("".join(csv_path.read_text().splitlines(keepends=True)[: rows + 1]))
     settings = ["backbone=test_efficientnet", "pretrained=false", "image_size=48", "epochs=6"]
-    arguments = ["--data", tmp_path, "--set", *settings, "--trials", "3", "--name", "photos"]
+    arguments: list[str | Path] = ["--data", tmp_path, "--set", *settings, "--trials", "3", "--name", "photos"]
     said = run(*arguments, "--output", tmp_path / "runs", "--cache", tmp_path / "cache")
     assert "gender" in said
     with (tmp_path / "runs" / "photos" / "summary.csv").open() as file:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from raymlc.cluster.sweep import Resources, place, ray_session, run_sweep
@@ -64,7 +63,7 @@ def launch(
     table: Table,
     console: Console,
 ) -> int:
-    """Run the sweep in its folder and say how it went: 0, 1 if no trial succeeded, 130 after Ctrl-C.
+    """Run the sweep in its folder and say how it went: 0 well, 1 all failed, 130 Ctrl-C.
 
     epochs: of the longest trial that the space may ask for.
     Raises UserError for a study or a Ray that cannot be had, or trials that would not fit.

@@ -1,4 +1,4 @@
-"""Tune's searcher and scheduler over one recorder: Optuna's study decides both what and how long."""
+"""Tune's searcher and scheduler over one recorder: the study decides what runs, and how long."""
 
 from __future__ import annotations
 

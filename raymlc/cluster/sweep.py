@@ -68,7 +68,8 @@ def ray_session(address: str | None, verbose: bool) -> Iterator[None]:
 def place(asked: Resources, growing: bool) -> tuple[Placement, int]:
     """Where each trial runs, and how many at a time, given what Ray has now.
 
-    growing: Ray may start more nodes, so that an asked concurrency need not fit yet. A worker gets one GPU where there are any, and with it its share of the cores, at most 4;
+    growing: Ray may start more nodes, so that an asked concurrency need not fit yet.
+    A worker gets one GPU where there are any, and with it its share of the cores, at most 4;
     without GPUs one core. Raises UserError for a trial that would never fit.
     """
     have = ray.cluster_resources()
@@ -90,9 +91,7 @@ def place(asked: Resources, growing: bool) -> tuple[Placement, int]:
     return placement, concurrency if growing else min(concurrency, fits)
 
 
-def run_sweep(
-    recorder: Recorder, job: Job, placement: Placement, concurrency: int
-) -> None:
+def run_sweep(recorder: Recorder, job: Job, placement: Placement, concurrency: int) -> None:
     """Run the recorder's trials until it has no more. Needs a `ray_session`.
 
     Raises UserError if Tune itself gives up.

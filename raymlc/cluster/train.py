@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -82,10 +83,9 @@ class TorchTrainerEpochs(Iterator[dict[str, float]]):
             self._thread.join(_ABORT_SECONDS)  # it has told its last epoch and is ending by itself
         if self._thread.is_alive():
             controller = ray.get(self._mailbox.controller.remote(), timeout=_ABORT_SECONDS)
-            try:
+            # abort() ends the controller's own process, which is how it answers.
+            with suppress(ray.exceptions.RayActorError):
                 ray.get(controller.abort.remote(), timeout=_ABORT_SECONDS)
-            except ray.exceptions.RayActorError:
-                pass  # abort() ends the controller's own process, which is how it answers
             self._thread.join(_ABORT_SECONDS)
         ray.kill(self._mailbox)
 
@@ -131,17 +131,19 @@ class _Mailbox:
         return await self._controller
 
 
-class _ToMailbox(UserCallback):
+class _ToMailbox(UserCallback):  # type: ignore[misc]
     """In the controller: passes on what rank 0 reported."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
         self._mailbox.put.remote(metrics[0])
 
 
-class _HandOver(ControllerCallback):
+class _HandOver(ControllerCallback):  # type: ignore[misc]
     """In the controller: gives the trial's process a handle by which to end it."""
 
     def __init__(self, mailbox: Any) -> None:
@@ -149,6 +151,10 @@ class _HandOver(ControllerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._mailbox.hand_over.remote(ray.get_runtime_context().current_actor)
+
+
+def _all_reduce(tensor: torch.Tensor) -> None:
+    torch.distributed.all_reduce(tensor)
 
 
 def _train_loop(given: dict[str, Any]) -> None:
@@ -159,7 +165,7 @@ def _train_loop(given: dict[str, Any]) -> None:
     workers = Workers(
         rank=context.get_world_rank(),
         size=context.get_world_size(),
-        sum_=torch.distributed.all_reduce,
+        sum_=_all_reduce,
         wrap=lambda model: DistributedDataParallel(
             model,
             device_ids=[device] if device.type == "cuda" else None,

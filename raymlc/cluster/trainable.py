@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         try:
-            metrics = next(self._epochs)
+            metrics: dict[str, Any] = next(self._epochs)
         except (*FAILURES, TrialFailed) as error:
             return {"done": True, FAILURE: self._write_down(error)}
         return metrics | {"done": metrics["epoch"] >= self._config.epochs}
@@ -64,7 +64,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._config = TrialConfig.from_dict(given["config"])
         self._epochs = self._start()
 
-    def _start(self) -> Any:
+    def _start(self) -> TorchTrainerEpochs | Generator[dict[str, float], None, None]:
         place = self._placement
         if place.torch_trainer:
             return TorchTrainerEpochs(
@@ -72,7 +72,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             )
         return self._in_process()
 
-    def _in_process(self) -> Iterator[dict[str, float]]:
+    def _in_process(self) -> Generator[dict[str, float], None, None]:
         # A generator, so that what fails at the start fails in `step` and not in Tune.
         device = torch.device("cuda" if self._placement.gpus else "cpu")
         yield from self._runner.epochs(self._number, self._config, device)

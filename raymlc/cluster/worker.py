@@ -42,7 +42,11 @@ class TrialRunner:
         self._splits: dict[tuple[str, int], ImageSplit] = {}
 
     def epochs(
-        self, number: int, config: TrialConfig, device: torch.device, workers: Workers = Workers()  # noqa: B008
+        self,
+        number: int,
+        config: TrialConfig,
+        device: torch.device,
+        workers: Workers = Workers(),  # noqa: B008
     ) -> Iterator[dict[str, float]]:
         """The epochs of a trial, as `run_trial` yields them."""
         return run_trial(

@@ -132,7 +132,7 @@ def _build(
     split: Split, path: Path, shape: tuple[int, ...], progress: Progress | None
 ) -> None:
     unfinished = path.with_suffix(".building")
-    images_NHWC = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
+    images_NHWC = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)
     reasons: dict[int, str] = {}
 
     def fill(place: int) -> int:

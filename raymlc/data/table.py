@@ -101,8 +101,8 @@ def read_table(data: Path, heads: Sequence[str] = (), val_fraction: float = 0.2)
 
     labels = Labels.learn({name: frames["train"][name].tolist() for name in names})
     splits = {split: _split(frame, files[split], labels) for split, frame in frames.items()}
-    for split in splits.values():
-        _check_images(split)
+    for part in splits.values():
+        _check_images(part)
     return Table(labels, splits)
 
 

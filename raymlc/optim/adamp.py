@@ -45,7 +45,7 @@ class AdamP(torch.optim.Optimizer):
         "adamp"; the paper has it off, with wd_ratio 0.1.
     gc: gradient centralization (arXiv:2004.01461): take its mean off each row of the gradient of
         weights of two or more dimensions, once and before all else. `.grad` itself stays as it is.
-    gc_conv_only: centralize only weights of more than three dimensions; says nothing without `gc`.
+    gc_conv_only: centralize only weights of more than three dimensions; no effect without `gc`.
 
     Parameters without a gradient are skipped. The state of a parameter: `step` (int), `exp_avg`,
     `exp_avg_sq`; the latter two are parts of arrays that parameters share.

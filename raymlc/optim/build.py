@@ -54,7 +54,7 @@ def parameter_groups(config: TrialConfig, network: Network) -> list[dict[str, An
     No decay on 1-D parameters (biases and norms) nor on what the backbone's `no_weight_decay`
     lists. A group's "peak_lr" is what its schedule scales; a head's is lr times head_lr_scale.
     """
-    listed = getattr(network.backbone, "no_weight_decay", set)()
+    listed: set[str] = getattr(network.backbone, "no_weight_decay", set)()
     spared = {f"backbone.{name}" for name in listed}
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():

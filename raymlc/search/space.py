@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import BaseTrial
 
 from raymlc.errors import UserError, did_you_mean
@@ -28,7 +29,7 @@ class Space:
     fixed: Mapping[str, Any]
 
     def __call__(self, trial: BaseTrial) -> TrialConfig:
-        """Ask `trial` for its parameters. Raises UserError, naming the file's line, for a mistake."""
+        """Ask `trial` for its parameters. Raises UserError, naming the line of a mistake."""
         try:
             config = self.function(trial)
         except Exception as error:
@@ -41,7 +42,9 @@ class Space:
             try:
                 check_field(name)
             except UserError as error:
-                raise UserError(f"{self.path.name}: an asked name must be a field: {error}") from error
+                raise UserError(
+                    f"{self.path.name}: an asked name must be a field: {error}"
+                ) from error
             if name in self.fixed:
                 raise UserError(
                     f"{name} is searched by {self.path.name}, but also set to {self.fixed[name]!r};"
@@ -93,7 +96,8 @@ def check_space(space: Space) -> list[TrialConfig]:
     nothing.
     """
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    configs, ranges = [], {}
+    configs: list[TrialConfig] = []
+    ranges: dict[str, BaseDistribution] = {}
     for _ in range(_SAMPLES):
         trial = study.ask()
         configs.append(space(trial))
@@ -101,8 +105,8 @@ def check_space(space: Space) -> list[TrialConfig]:
             before = ranges.setdefault(name, distribution)
             if before != distribution:
                 raise UserError(
-                    f"{space.path.name}: a name must keep one range, but {name} is asked in {before}"
-                    f" and in {distribution}; ask it once and scale the answer"
+                    f"{space.path.name}: a name must keep one range, but {name} is asked in"
+                    f" {before} and in {distribution}; ask it once and scale the answer"
                 )
     if not ranges:
         raise UserError(
@@ -113,7 +117,9 @@ def check_space(space: Space) -> list[TrialConfig]:
 
 
 def _explain(error: Exception) -> str:
-    unexpected = re.search(r"TrialConfig\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    unexpected = re.search(
+        r"TrialConfig\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
+    )
     if unexpected:
         name = unexpected[1]
         way_out = did_you_mean(name, FIELDS, f"the fields are {', '.join(FIELDS)}")

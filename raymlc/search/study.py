@@ -19,8 +19,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from raymlc.errors import UserError
-from raymlc.search.space import Space
 from raymlc.metric import higher_is_better
+from raymlc.search.space import Space
 from raymlc.trial import TrialConfig
 
 SamplerName = Literal["tpe", "random"]

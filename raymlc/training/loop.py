@@ -145,7 +145,7 @@ def _train_epoch(
         with autocast(training.dtype, device):
             logits = model(batch.images_BCHW)
         loss, sums = multi_head_loss(logits, batch.targets, batch.known, config.smoothing)
-        training.scaler.scale(loss).backward()
+        training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if config.clip_grad:
             training.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(training.network.parameters(), config.clip_grad, foreach=True)
@@ -180,7 +180,8 @@ def _average_buffers(model: nn.Module, workers: Workers) -> None:
         flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
         workers.sum_(flat)
         flat /= workers.size
-        for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        parts = flat.split_with_sizes([buffer.numel() for buffer in buffers])
+        for buffer, part in zip(buffers, parts, strict=True):
             buffer.copy_(part.view_as(buffer))
 
 

@@ -100,7 +100,7 @@ def track(console: Console, done: Iterable[int], text: str, total: int) -> Itera
 def table_of_trials(
     rows: Sequence[Row], heads: Sequence[str], majority: Mapping[str, float], title: str
 ) -> Table:
-    """The trials, best first, and last the accuracy of always saying training's most common answer."""
+    """The trials, best first, then what always saying training's most common answer gets."""
     params = list(dict.fromkeys(name for row in rows for name in row.params))
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("trial", "state", "epochs", "score", *heads, *params):
@@ -127,7 +127,9 @@ def write_summary(path: Path, rows: Sequence[Row]) -> None:
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     with path.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
-        lines.writerow(["trial", "state", "epochs", "score", "seconds", *params, *metrics, "reason"])
+        lines.writerow(
+            ["trial", "state", "epochs", "score", "seconds", *params, *metrics, "reason"]
+        )
         for row in rows:
             lines.writerow(
                 [

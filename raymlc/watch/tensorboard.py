@@ -41,8 +41,9 @@ class EventFiles:
             if tag.startswith("val/accuracy") and not math.isnan(value)
         }
         # add_hparams would open a run of its own for them; these belong to the trial's.
-        for summary in hparams(dict(params), scores):
-            writer.file_writer.add_summary(summary)
+        file = writer._get_file_writer()  # type: ignore[no-untyped-call]
+        for summary in hparams(dict(params), scores):  # type: ignore[no-untyped-call]
+            file.add_summary(summary)
         for tag, value in scores.items():
             writer.add_scalar(tag, value, int(best["epoch"]))
         writer.close()

@@ -40,9 +40,7 @@ def ray() -> Iterator[None]:
 def make_sweep(drawn: Path, tmp_path: Path) -> SweepMaker:
     """make_sweep(space, trials): a recorder, a job and the study of a new sweep."""
 
-    def make(
-        space: Space, trials: int, name: str = "sweep"
-    ) -> tuple[Recorder, Job, StudyBook]:
+    def make(space: Space, trials: int, name: str = "sweep") -> tuple[Recorder, Job, StudyBook]:
         folder = tmp_path / name
         study = open_study(folder / "study.journal", "val/accuracy", "random", "none", 0, 4)
         book = StudyBook(study, space, "val/accuracy", trials)

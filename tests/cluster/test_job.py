@@ -34,7 +34,9 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # sockets need short paths
+    with tempfile.TemporaryDirectory(
+        prefix="ray", dir="/tmp"
+    ) as folder:  # sockets need short paths
         log = Path(folder) / "head.log"
         with log.open("w") as file:
             process = subprocess.Popen(
@@ -52,7 +54,8 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break
-                assert time.monotonic() < deadline and process.poll() is None, log.read_text()
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.5)
             yield f"http://127.0.0.1:{port}", environment
         finally:

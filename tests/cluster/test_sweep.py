@@ -32,7 +32,7 @@ PLAIN: dict[str, Any] = {
 def some_fail(trial: BaseTrial) -> TrialConfig:
     """Asks for an lr; every sixth trial's loss is soon no number."""
     trial.suggest_float("lr", 1e-3, 1e-2, log=True)
-    number = trial.number  # type: ignore[attr-defined]
+    number = trial.number
     broken = {"optimizer": "sgd", "lr": 1e30, "warmup_epochs": 0.0} if number % 6 == 2 else {}
     return TrialConfig(**(PLAIN | {"lr": 3e-3} | broken))
 
@@ -128,7 +128,7 @@ def test_a_trial_has_the_same_numbers_in_process_in_a_trainer_and_over_two_worke
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_a_killed_trial_process_restarts_from_its_last_epoch(make_sweep: Any) -> None:
-    killed = []
+    killed: list[int] = []
 
     class KillsOnce(BasePruner):
         """At the second epoch's report, kills the process that trains."""

@@ -3,7 +3,7 @@
 import copy
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import raymlc.optim.adamp as adamp
 from raymlc.errors import UserError
 from raymlc.optim.adamp import AdamP
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On tensors this small, threads that wait for each other take minutes on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def small_network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
