@@ -29,6 +29,7 @@ class StudySearcher(_Unsaved, Searcher):  # type: ignore[misc]
         self._recorder = recorder
         self._concurrency = concurrency
         self.numbers: dict[str, int] = {}  # of the trials that run, by Tune's id
+        self.stopped: set[str] = set()  # of them, those that the scheduler ended
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if len(self.numbers) >= self._concurrency:
@@ -46,9 +47,8 @@ class StudySearcher(_Unsaved, Searcher):  # type: ignore[misc]
         if error or result is None:
             self._recorder.end(number, "its process was lost")
             return
-        if FAILURE not in result and result.get("done") and "epoch" in result:
-            # Tune shows the result that ends a trial to no scheduler, but here; a second time if
-            # the scheduler itself ended it, which the study passes over.
+        if "epoch" in result and trial_id not in self.stopped:
+            # Tune shows the result by which a trial ends itself to no scheduler, but here.
             self._recorder.epoch(number, epoch_metrics(result))
         self._recorder.end(number, result.get(FAILURE, ""))
 
@@ -70,6 +70,8 @@ class StudyScheduler(_Unsaved, FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = self._searcher.numbers[trial.trial_id]
         stop = self._recorder.epoch(number, epoch_metrics(result))
+        if stop:
+            self._searcher.stopped.add(trial.trial_id)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
 

@@ -124,7 +124,8 @@ def run_sweep(recorder: Recorder, job: Job, placement: Placement, concurrency: i
     try:
         tuner.fit()
     except TuneError as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        # Its text is a traceback, whose last line says what happened.
+        reason = str(error.__cause__ or error).strip().splitlines()[-1]
         raise UserError(f"the sweep ended early: {reason}; --resume goes on with it") from error
 
 

@@ -69,17 +69,17 @@ def open_split(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            images_NHWC = _map(path, shape)
-            if images_NHWC is None:
+            store = _map(path, shape)
+            if store is None:
                 _build(split, path, shape, progress)
-                images_NHWC = _map(path, shape)
-        reasons: dict[str, str] = json.loads(path.with_suffix(".broken.json").read_text())
+                store = _map(path, shape)
     except OSError as error:
         raise UserError(
             f"the decoded images need {np.prod(shape) / 2**20:,.0f} MiB in {folder}, but that"
             f" failed: {error}; make room, or name another folder with --cache"
         ) from error
-    assert images_NHWC is not None
+    assert store is not None
+    images_NHWC, reasons = store
     if reasons and broken == "stop":
         place, reason = next(iter(reasons.items()))
         raise UserError(
@@ -96,7 +96,7 @@ def decode(path: Path, image_size: int) -> NDArray[np.uint8]:
     """One image file as upright RGB, squashed to (image_size, image_size, 3).
 
     Transparent pixels are laid on white; 16-bit grey keeps its upper 8 bits; EXIF turns are done.
-    Raises OSError, or an error of Pillow's, if the file is no whole image.
+    Raises an error of Pillow's, which may be of any type, if the file is no whole image.
     """
     with Image.open(path) as file:
         file.draft("RGB", (image_size, image_size))
@@ -119,27 +119,29 @@ def _key(split: Split, image_size: int) -> str:
     return digest.hexdigest()[:24]
 
 
-def _map(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """The store at `path`; None if it is not there, cut short or of another shape."""
+def _map(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], dict[str, str]] | None:
+    """The store at `path`, and why some of its images are broken, by place.
+
+    None if it is not there, cut short or of another shape.
+    """
     try:
         images_NHWC: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    except (FileNotFoundError, ValueError):
+        reasons: dict[str, str] = json.loads(path.with_suffix(".broken.json").read_text())
+    except (FileNotFoundError, ValueError, EOFError):
         return None
-    return images_NHWC if images_NHWC.shape == shape and images_NHWC.dtype == np.uint8 else None
+    whole = images_NHWC.shape == shape and images_NHWC.dtype == np.uint8
+    return (images_NHWC, reasons) if whole else None
 
 
-def _build(
-    split: Split, path: Path, shape: tuple[int, ...], progress: Progress | None
-) -> None:
+def _build(split: Split, path: Path, shape: tuple[int, ...], progress: Progress | None) -> None:
     unfinished = path.with_suffix(".building")
-    images_NHWC = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)
+    images_NHWC = _reserve(unfinished, shape)
     reasons: dict[int, str] = {}
 
     def fill(place: int) -> int:
         try:
             images_NHWC[place] = decode(split.images[place], shape[1])
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            # SyntaxError is what Pillow raises for some broken PNG files.
+        except Exception as error:  # Pillow's: SyntaxError, struct.error, RuntimeError and others
             reasons[place] = f"{type(error).__name__}: {error}"
         return place
 
@@ -155,3 +157,19 @@ def _build(
     ordered = {str(place): reasons[place] for place in sorted(reasons)}
     path.with_suffix(".broken.json").write_text(json.dumps(ordered))
     os.replace(unfinished, path)
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A new mapped file with all its room on the disk. Raises OSError where there is too little."""
+    images_NHWC: NDArray[np.uint8] = np.lib.format.open_memmap(
+        path, mode="w+", dtype=np.uint8, shape=shape
+    )
+    # A mapped page that finds no room when it is written kills the process by a signal.
+    if hasattr(os, "posix_fallocate"):
+        try:
+            with path.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError:
+            path.unlink()
+            raise
+    return images_NHWC

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,20 +121,36 @@ def _train_csv(data: Path) -> Path:
         raise UserError(f"--data must name a folder or a CSV file, but {data} does not exist")
     csv = data / "train.csv" if data.is_dir() else data
     if not csv.is_file():
-        raise UserError(f"a data folder must hold train.csv, but {data} does not; name the folder"
-                        " of train.csv, or one CSV file")
+        raise UserError(
+            f"a data folder must hold train.csv, but {data} does not; name the folder of train.csv,"
+            " or one CSV file"
+        )
     return csv
 
 
 def _read(csv: Path, rows: int | None = None) -> pd.DataFrame:
     try:
-        frame = pd.read_csv(
-            csv, dtype=str, keep_default_na=False, encoding="utf-8-sig", nrows=rows,
-            skip_blank_lines=True,
-        )
+        with warnings.catch_warnings():
+            # pandas would drop cells beyond the header; without index_col, take the first for names.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(
+                csv,
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                nrows=rows,
+                index_col=False,
+            )
+    except pd.errors.ParserWarning as error:
+        raise UserError(
+            f"{csv.name} must have a column name for each cell of a row, but its rows are longer than"
+            " its header; name every column, or take the commas off the ends of the rows"
+        ) from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{csv.name} must be a table in UTF-8 with a header line: {reason}") from error
+        raise UserError(
+            f"{csv.name} must be a table in UTF-8 with a header line: {reason}"
+        ) from error
     if IMAGE_COLUMN not in frame.columns:
         way_out = did_you_mean(IMAGE_COLUMN, frame.columns, "name the images' column so")
         way_out = way_out.replace("did you mean", "rename") if "did you" in way_out else way_out
@@ -162,6 +179,7 @@ def _set_aside(
 
 
 def _split(frame: pd.DataFrame, csv: Path, labels: Labels) -> Split:
+    csv = csv.absolute()  # since a trial's process works in another folder
     return Split(
         csv,
         tuple(int(index) + 1 for index in frame.index),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from raymlc.errors import UserError
@@ -45,8 +46,8 @@ def build_network(config: TrialConfig, labels: Labels, fetch: bool = True) -> Ne
     """The network of a trial, on the CPU.
 
     fetch: load the weights that the trial starts from; False where a checkpoint's will be loaded.
-    Raises UserError for an unknown backbone, for weights that cannot be had or do not fit, and for
-    a drop_path_rate that the backbone does not know.
+    Raises UserError for an unknown backbone, for an image_size or a drop_path_rate that it does not
+    take, and for weights that cannot be had or do not fit.
     """
     import timm  # seconds to import, and not needed by whoever only reads labels
 
@@ -55,41 +56,101 @@ def build_network(config: TrialConfig, labels: Labels, fetch: bool = True) -> Ne
     named = ":" not in config.backbone  # else it says where on the hub, or on disk, it lies
     if named and (not timm.is_model(family) or (tag and config.backbone not in known)):
         raise UserError(unknown_backbone(config.backbone, known))
-    # Not every backbone takes the argument, so it is passed only where it does something.
-    drop_path = {"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}
-    source = {"file": config.weights} if config.weights else None
     try:
-        backbone = timm.create_model(
-            config.backbone,
-            pretrained=fetch and (config.pretrained or bool(config.weights)),
-            pretrained_cfg_overlay=source,
-            num_classes=0,
-            **drop_path,
-        )
-    except TypeError as error:
-        if "drop_path_rate" not in str(error):
-            raise
-        raise UserError(
-            f"backbone {config.backbone!r} has no drop path, but drop_path_rate is"
-            f" {config.drop_path_rate}; set it to 0 or take another backbone"
-        ) from error
+        if fetch and config.weights:
+            backbone = _create_from_file(config)
+        else:
+            backbone = _create(config, load=fetch and config.pretrained)
+    except UserError:
+        raise
     except Exception as error:
-        if not fetch:
-            raise
-        raise UserError(_no_weights(config, error)) from error
+        raise UserError(_refusal(config, fetch, error)) from error
+    if fetch:
+        _check_image_size(config, backbone)
     return Network(backbone, labels, config.drop_rate)
 
 
-def _no_weights(config: TrialConfig, error: Exception) -> str:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    reason = reason if len(reason) < 240 else reason[:240] + "…"
-    if config.weights:
+def _create(config: TrialConfig, load: bool) -> nn.Module:
+    """The backbone, with the weights of `config.weights` or else timm's own if `load` is set."""
+    import timm
+
+    # Not every backbone takes these arguments, so each is passed only where it does something.
+    drop_path = {"drop_path_rate": config.drop_path_rate} if config.drop_path_rate else {}
+    settings = timm.models.get_pretrained_cfg(config.backbone)
+    fixed = settings is not None and settings.fixed_input_size
+    backbone: nn.Module = timm.create_model(
+        config.backbone,
+        pretrained=load,
+        pretrained_cfg_overlay={"file": config.weights} if config.weights else None,
+        num_classes=0,
+        **drop_path,
+        **({"img_size": config.image_size} if fixed else {}),
+    )
+    return backbone
+
+
+def _create_from_file(config: TrialConfig) -> nn.Module:
+    """The backbone with the weights of `config.weights`, all of them.
+
+    timm loads what fits by name and leaves the rest as it was, so a file of another backbone may
+    load nothing at all: what was drawn alike with and without the file did not come from it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        state = torch.get_rng_state()
+        loaded = _create(config, load=True)
+        torch.set_rng_state(state)
+        drawn = _create(config, load=False)
+    same = [
+        name
+        for (name, weight), other in zip(loaded.named_parameters(), drawn.parameters(), strict=True)
+        if torch.equal(weight, other) and weight.min() < weight.max()
+    ]
+    if same:
+        raise UserError(
+            f"weights must be a file of {config.backbone}'s weights, but {config.weights} lacks"
+            f" {len(same)} of them, {same[0]} for one; give the file that fits the backbone"
+        )
+    return loaded
+
+
+def _check_image_size(config: TrialConfig, backbone: nn.Module) -> None:
+    """One image through the backbone, which is the only way to know what sizes it takes."""
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(1, 3, config.image_size, config.image_size))
+    except Exception as error:
+        raise UserError(_wrong_size(config, _one_line(error))) from error
+    backbone.train()
+
+
+def _refusal(config: TrialConfig, fetch: bool, error: Exception) -> str:
+    reason = _one_line(error)
+    if isinstance(error, TypeError) and "drop_path_rate" in reason:
+        return (
+            f"backbone {config.backbone!r} has no drop path, but drop_path_rate is"
+            f" {config.drop_path_rate}; set it to 0 or take another backbone"
+        )
+    if fetch and config.weights:
         return (
             f"weights must be a file of {config.backbone}'s weights, but {config.weights} could not"
             f" be loaded: {reason}"
         )
+    if fetch and config.pretrained:
+        return (
+            f"the pretrained weights of {config.backbone} could not be fetched from the model hub:"
+            f" {reason}; give a file with --weights, or start from random ones with"
+            " --set pretrained=false"
+        )
+    return _wrong_size(config, reason)
+
+
+def _wrong_size(config: TrialConfig, reason: str) -> str:
     return (
-        f"the pretrained weights of {config.backbone} could not be fetched from the model hub:"
-        f" {reason}; give a file with --weights, or start from random ones with"
-        " --set pretrained=false"
+        f"backbone {config.backbone!r} must take images of image_size pixels, but fails for"
+        f" {config.image_size}: {reason}; change image_size or take another backbone"
     )
+
+
+def _one_line(error: Exception) -> str:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return reason if len(reason) < 240 else reason[:240] + "…"

@@ -16,7 +16,8 @@ from raymlc.trial import TrialConfig
 def build_optimizer(config: TrialConfig, network: Network) -> torch.optim.Optimizer:
     """The optimizer of a trial over every parameter that trains.
 
-    Raises UserError for an optimizer that timm does not know.
+    Raises UserError for an optimizer that timm does not know, that a trial
+    cannot run, or that does not take the trial's values.
     """
     groups = parameter_groups(config, network)
     betas = (config.beta1, config.beta2)
@@ -29,23 +30,48 @@ def build_optimizer(config: TrialConfig, network: Network) -> torch.optim.Optimi
             gc=config.gc,
             gc_conv_only=config.gc_conv_only,
         )
-    from timm.optim import create_optimizer_v2, list_optimizers
+    _check_optimizer(config.optimizer)
+    from timm.optim import create_optimizer_v2
 
-    if config.optimizer not in list_optimizers():
-        way_out = did_you_mean(
-            config.optimizer, list_optimizers(), "timm.optim.list_optimizers() names them all"
+    try:
+        # timm hands momentum, betas and eps only to an optimizer that has them.
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            groups,
+            opt=config.optimizer,
+            lr=config.lr,
+            momentum=config.momentum,
+            betas=betas,
+            eps=config.eps,
         )
-        raise UserError(f"optimizer must be one of timm's, but is {config.optimizer!r}; {way_out}")
-    # timm hands momentum, betas and eps only to an optimizer that has them.
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        groups,
-        opt=config.optimizer,
-        lr=config.lr,
-        momentum=config.momentum,
-        betas=betas,
-        eps=config.eps,
-    )
+    except ValueError as error:
+        raise UserError(
+            f"optimizer {config.optimizer!r} does not take the trial's values: {error};"
+            " change them, or the optimizer"
+        ) from error
     return optimizer
+
+
+def _check_optimizer(name: str) -> None:
+    from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers
+
+    if name not in list_optimizers():
+        way_out = did_you_mean(
+            name, list_optimizers(), "timm.optim.list_optimizers() names them all"
+        )
+        raise UserError(f"optimizer must be one of timm's, but is {name!r}; {way_out}")
+    info = get_optimizer_info(name)
+    wants = None
+    if info.second_order:
+        wants = "second derivatives, which a training step does not take"
+    elif info.has_betas and info.num_betas != 2:
+        wants = f"{info.num_betas} betas, and a trial has beta1 and beta2"
+    else:
+        try:
+            get_optimizer_class(name)
+        except (AssertionError, ImportError) as error:
+            wants = f"what this machine lacks: {error}"
+    if wants:
+        raise UserError(f"optimizer {name!r} needs {wants}; take another, such as 'adamw'")
 
 
 def parameter_groups(config: TrialConfig, network: Network) -> list[dict[str, Any]]:

@@ -78,7 +78,7 @@ class TuneOptions:
     def save(self, path: Path) -> None:
         """Write the options as JSON."""
         values = {
-            name: str(value.absolute()) if isinstance(value, Path) else value
+            name: str(_lasting(value)) if isinstance(value, Path) else value
             for name, value in dataclasses.asdict(self).items()
         }
         path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
@@ -99,9 +99,15 @@ class TuneOptions:
     def check_kept(self, saved: TuneOptions) -> None:
         """Raises UserError if these options would change what a resumed sweep must keep."""
         for name in _OF_THE_DATA:
-            new, old = getattr(self, name), getattr(saved, name)
-            if new != old and (name != "data" or new.absolute() != old):
+            values = getattr(self, name), getattr(saved, name)
+            new, old = (_lasting(value) if isinstance(value, Path) else value for value in values)
+            if new != old:
                 raise UserError(
                     f"a resumed sweep keeps its {name}, but that is {old} and not {new}; begin"
                     " another sweep under another --name"
                 )
+
+
+def _lasting(path: Path) -> Path:
+    """The path as it holds from any working folder; one below ~ stays each node's own."""
+    return path if path.parts[:1] == ("~",) else path.absolute()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,14 +76,13 @@ def load_space(path: Path, fixed: Mapping[str, Any]) -> Space:
     """
     if not path.is_file():
         raise UserError(f"--space must name a Python file, but {path} is not a file")
-    source = path.read_text(encoding="utf-8")
     names: dict[str, Any] = {"__name__": "raymlc_search_space", "__file__": str(path)}
     space = Space(path, lambda trial: TrialConfig(), fixed)
     try:
-        exec(compile(source, str(path), "exec"), names)  # a space is code that the user chose
-    except SyntaxError as error:
-        raise UserError(f"{path.name} line {error.lineno}: {error.msg}") from error
+        exec(compile(path.read_bytes(), str(path), "exec"), names)  # code that the user chose
     except Exception as error:
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            raise UserError(f"{path.name} line {error.lineno}: {error.msg}") from error
         raise UserError(f"{space._place(error)}: {_explain(error)}") from error
     if not callable(names.get("space")):
         raise UserError(f"{path.name} must define a function space(trial), but does not")
@@ -100,7 +100,10 @@ def check_space(space: Space) -> list[TrialConfig]:
     ranges: dict[str, BaseDistribution] = {}
     for _ in range(_SAMPLES):
         trial = study.ask()
-        configs.append(space(trial))
+        with warnings.catch_warnings():
+            # Optuna only warns of a second range in one trial, and goes on with the first.
+            warnings.filterwarnings("error", "Inconsistent parameter values", RuntimeWarning)
+            configs.append(space(trial))
         for name, distribution in trial.distributions.items():
             before = ranges.setdefault(name, distribution)
             if before != distribution:
@@ -124,4 +127,6 @@ def _explain(error: Exception) -> str:
         name = unexpected[1]
         way_out = did_you_mean(name, FIELDS, f"the fields are {', '.join(FIELDS)}")
         return f"{name!r} is not a field of TrialConfig; {way_out}"
+    if isinstance(error, RuntimeWarning):  # what `check_space` makes an error
+        return "a name must keep one range; ask it once and scale the answer"
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -40,9 +40,13 @@ class EventFiles:
             for tag, value in best.items()
             if tag.startswith("val/accuracy") and not math.isnan(value)
         }
+        # As numbers, which torch would make of them, False and True would look like a range.
+        values = {
+            name: str(value) if isinstance(value, bool) else value for name, value in params.items()
+        }
         # add_hparams would open a run of its own for them; these belong to the trial's.
         file = writer._get_file_writer()  # type: ignore[no-untyped-call]
-        for summary in hparams(dict(params), scores):  # type: ignore[no-untyped-call]
+        for summary in hparams(values, scores):  # type: ignore[no-untyped-call]
             file.add_summary(summary)
         for tag, value in scores.items():
             writer.add_scalar(tag, value, int(best["epoch"]))

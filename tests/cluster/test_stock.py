@@ -30,6 +30,10 @@ class Toy(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any]) -> None:
         self.epoch = 0
 
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.setup(new_config)
+        return True
+
     def step(self) -> dict[str, Any]:
         self.epoch += 1
         lr = self.config.get("lr") or self.config["config"]["lr"]
@@ -49,7 +53,9 @@ def run(folder: Path, searcher: Any, scheduler: Any, param_space: dict[str, Any]
     tune.Tuner(
         tune.with_resources(Toy, {"CPU": 1}),
         param_space=param_space,
-        tune_config=tune.TuneConfig(search_alg=searcher, scheduler=scheduler, num_samples=TRIALS),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, scheduler=scheduler, num_samples=TRIALS, reuse_actors=True
+        ),
         run_config=tune.RunConfig(
             storage_path=str(folder / "ray"),
             verbose=0,

@@ -138,9 +138,9 @@ def test_a_killed_trial_process_restarts_from_its_last_epoch(make_sweep: Any) ->
 
             if trial.last_step == 2 and not killed:
                 pids = [
-                    actor["Address"]["Pid"] if "Address" in actor else actor["Pid"]
+                    actor["Pid"]
                     for actor in actors().values()
-                    if actor["State"] == "ALIVE" and "Trial" in actor["ActorClassName"]
+                    if actor["State"] == "ALIVE" and "Trainable" in actor["ActorClassName"]
                 ]
                 killed.extend(pids)
                 for pid in pids:

@@ -102,7 +102,7 @@ def timm_adamp(
     wd_ratio: float = 0.01,
     nesterov: bool = True,
 ) -> torch.optim.Optimizer:
-    return create_optimizer_v2(
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
         params,
         opt="adamp",
         lr=lr,
@@ -112,6 +112,7 @@ def timm_adamp(
         wd_ratio=wd_ratio,
         nesterov=nesterov,
     )
+    return optimizer
 
 
 class CallCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
