@@ -104,8 +104,10 @@ class Labels:
             rows = [_split(cell, head.multi_hot) for cell in cells[head.name]]
             new = sorted({label for row in rows for label in row if label not in number})
             number |= {label: len(number) + index for index, label in enumerate(new)}
-            part = _multi_hot(rows, cells[head.name], number) if head.multi_hot else (
-                np.array([[number[row[0]] if row else MISSING] for row in rows], np.int64)
+            part = (
+                _multi_hot(rows, cells[head.name], number)
+                if head.multi_hot
+                else (np.array([[number[row[0]] if row else MISSING] for row in rows], np.int64))
             )
             part = part.reshape(len(rows), -1)
             parts.append(part)
@@ -122,7 +124,9 @@ class Labels:
             new = targets.unseen[head.name]
             values_NC = targets.values_NT[:, targets.columns[head.name]]
             own = len(head.classes)
-            unseen_N = (values_NC[:, own:] == 1).any(1) if head.multi_hot else values_NC[:, 0] >= own
+            unseen_N = (
+                (values_NC[:, own:] == 1).any(1) if head.multi_hot else values_NC[:, 0] >= own
+            )
             if new:
                 named = ", ".join(map(repr, new[:5])) + (", …" if len(new) > 5 else "")
                 lines.append(
@@ -149,7 +153,9 @@ class Labels:
                 for head in values["heads"]
             )
         except (KeyError, TypeError) as error:
-            raise UserError(f"labels must be heads with name, classes, multi_hot: {error!r}") from error
+            raise UserError(
+                f"labels must be heads with name, classes, multi_hot: {error!r}"
+            ) from error
         return cls(heads)
 
 

@@ -13,7 +13,14 @@ settings.load_profile("raymlc")
 HEADER = "image_path,shape,code,marks"
 # Labels that look like numbers and like missing values; an empty cell in every head; no mark at
 # all; and in val.csv a class that train.csv has not.
-TRAIN_CELLS = ("round,01,dot|bar", "round,1,dot", "flat,NA,|", ",None,bar", "flat,,dot|bar", "flat,01,")
+TRAIN_CELLS = (
+    "round,01,dot|bar",
+    "round,1,dot",
+    "flat,NA,|",
+    ",None,bar",
+    "flat,,dot|bar",
+    "flat,01,",
+)
 VAL_CELLS = ("round,1,bar", "bent,01,dot|star", "flat,2,|", ",,")
 
 

@@ -60,7 +60,12 @@ def test_what_looks_like_a_number_or_a_gap_is_a_class_like_any_other(text: str) 
 
 
 def test_classes_that_differ_as_text_are_not_one_class() -> None:
-    assert Labels.learn({"head": ["01", "1", "1.0", "1 "]}).heads[0].classes == ("01", "1", "1 ", "1.0")
+    assert Labels.learn({"head": ["01", "1", "1.0", "1 "]}).heads[0].classes == (
+        "01",
+        "1",
+        "1 ",
+        "1.0",
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,6 +146,23 @@ def test_a_head_from_which_nothing_can_be_learnt_is_refused(cells: list[str], li
         Labels.learn({"shape": ["a", "b"], "color": cells})
     assert line in str(refused.value)
     assert "--heads" in str(refused.value)
+
+
+def test_labels_unseen_in_training_are_named_with_the_number_of_their_rows() -> None:
+    labels = Labels((SHAPE, MARKS))
+    new = [f"n{number}" for number in range(7)]
+    targets = labels.encode(
+        {
+            "shape": ["flat", *new, "", "n0"],
+            "marks": ["dot", "star|dot", "axe|star", "|", "", "bar", "star", "", ""],
+        }
+    )
+    assert labels.unseen_lines(targets) == [
+        "head shape: labels that training never saw count as wrong, in 8 rows:"
+        " 'n0', 'n1', 'n2', 'n3', 'n4', …",
+        "head marks: labels that training never saw count as wrong, in 3 rows: 'axe', 'star'",
+    ]
+    assert labels.unseen_lines(labels.encode({"shape": ["flat", ""], "marks": ["|", "dot"]})) == []
 
 
 def test_a_multi_hot_head_may_have_one_class() -> None:

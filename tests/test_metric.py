@@ -79,7 +79,10 @@ def test_a_metric_that_a_head_reports_is_let_through(metric: str) -> None:
         ("val/acuracy", "did you mean 'val/accuracy'"),
         ("accuracy", "did you mean 'val/accuracy'"),
         ("val/f1", "val/accuracy"),
-        ("zzz", "the metrics are val/accuracy, val/balanced_accuracy, val/loss, val/accuracy/color"),
+        (
+            "zzz",
+            "the metrics are val/accuracy, val/balanced_accuracy, val/loss, val/accuracy/color",
+        ),
     ],
 )
 def test_another_metric_is_refused_with_the_nearest_ones(metric: str, way_out: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,8 @@ def check_trials(
                 for config in configs:
                     check_batch_size(config.batch_size, len(images), options.workers)
     kinds = {
-        (c.backbone, c.pretrained, c.weights, c.drop_path_rate > 0, c.optimizer): c for c in configs
+        (c.backbone, c.pretrained, c.weights, c.image_size, c.drop_path_rate > 0, c.optimizer): c
+        for c in configs
     }
     for config in kinds.values():
         build_optimizer(config, build_network(config, table.labels))
@@ -102,6 +104,9 @@ def launch(
             interrupted = True
         finally:
             recorder.close()
+    # What Tune and Train wrote down for themselves: a sweep goes on from its study.
+    for name in ("ray", "ray-train"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     rows = book.rows()
     write_summary(folder / SUMMARY_FILE, rows)
     if interrupted:

@@ -45,7 +45,7 @@ class StudySearcher(_Unsaved, Searcher):  # type: ignore[misc]
     ) -> None:
         number = self.numbers.pop(trial_id)
         if error or result is None:
-            self._recorder.end(number, "its process was lost")
+            self._recorder.end(number, "its process was lost three times")
             return
         if "epoch" in result and trial_id not in self.stopped:
             # Tune shows the result by which a trial ends itself to no scheduler, but here.

@@ -20,7 +20,7 @@ from raymlc.cluster.worker import Job
 from raymlc.errors import UserError
 from raymlc.watch.recorder import Recorder
 
-_MAX_RESTARTS = 2  # of a trial whose own process was lost
+_MAX_RESTARTS = 2  # of a trial whose own process was lost: it is tried three times
 _NOT_A_CORE = {"memory": 1.0}  # one byte: a TorchTrainer's cores are its workers'
 
 

@@ -11,7 +11,7 @@ import torch
 from ray import tune
 
 from raymlc.cluster.train import FAILURE, TorchTrainerEpochs, TrialFailed
-from raymlc.cluster.worker import FAILURES, Job, TrialRunner, failure_line
+from raymlc.cluster.worker import Job, TrialRunner, failure_line
 from raymlc.trial import TrialConfig
 from raymlc.watch.recorder import trial_folder
 
@@ -52,7 +52,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         try:
             metrics: dict[str, Any] = next(self._epochs)
-        except (*FAILURES, TrialFailed) as error:
+        except torch.AcceleratorError:
+            raise  # the device is lost to this process, so the trial goes on in another one
+        except Exception as error:
             return {"done": True, FAILURE: self._write_down(error)}
         return metrics | {"done": metrics["epoch"] >= self._config.epochs}
 

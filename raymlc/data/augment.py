@@ -10,7 +10,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 from torchvision.transforms import v2
 
 _CANDIDATES = 10  # rectangles drawn an image; the first that fits is taken
@@ -40,8 +40,10 @@ def crop_and_flip(images_BCHW: Tensor, min_area: float, hflip_prob: float) -> Te
     affine_B23[:, 1, 1] = height_B
     affine_B23[:, 1, 2] = centre_y_B
     size = list(images_BCHW.shape)
-    grid_BHW2 = F.affine_grid(affine_B23, size, align_corners=False)
-    return F.grid_sample(images_BCHW, grid_BHW2, padding_mode="reflection", align_corners=False)
+    grid_BHW2 = functional.affine_grid(affine_B23, size, align_corners=False)
+    return functional.grid_sample(
+        images_BCHW, grid_BHW2, padding_mode="reflection", align_corners=False
+    )
 
 
 def erase(images_BCHW: Tensor, prob: float) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -29,9 +30,16 @@ class Normalization:
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """uint8 images as normalised float32 ones."""
-        mean_C11 = torch.tensor(self.mean, device=images_BCHW.device).view(-1, 1, 1) * 255
-        std_C11 = torch.tensor(self.std, device=images_BCHW.device).view(-1, 1, 1) * 255
+        mean_C11, std_C11 = _on_device(self, images_BCHW.device)
         return (images_BCHW.float() - mean_C11) / std_C11
+
+
+@lru_cache
+def _on_device(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
+    # Once a process: copying a list to a GPU waits for it.
+    mean_C = torch.tensor(normalization.mean, device=device) * 255
+    std_C = torch.tensor(normalization.std, device=device) * 255
+    return mean_C.view(-1, 1, 1), std_C.view(-1, 1, 1)
 
 
 @dataclass(frozen=True)

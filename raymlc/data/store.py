@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock
@@ -83,8 +83,8 @@ def open_split(
     if reasons and broken == "stop":
         place, reason = next(iter(reasons.items()))
         raise UserError(
-            f"each image must be readable, but {len(reasons)} of {split.csv.name} are not, the first"
-            f" in row {split.rows[int(place)]}: {split.images[int(place)]}: {reason};"
+            f"each image must be readable, but {len(reasons)} of {split.csv.name} are not, the"
+            f" first in row {split.rows[int(place)]}: {split.images[int(place)]}: {reason};"
             " mend it, or leave such rows out with --broken-images skip"
         )
     whole_N = np.array([str(place) not in reasons for place in range(len(split))])
@@ -159,11 +159,9 @@ def _build(split: Split, path: Path, shape: tuple[int, ...], progress: Progress 
     os.replace(unfinished, path)
 
 
-def _reserve(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _reserve(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
     """A new mapped file with all its room on the disk. Raises OSError where there is too little."""
-    images_NHWC: NDArray[np.uint8] = np.lib.format.open_memmap(
-        path, mode="w+", dtype=np.uint8, shape=shape
-    )
+    images_NHWC = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     # A mapped page that finds no room when it is written kills the process by a signal.
     if hasattr(os, "posix_fallocate"):
         try:

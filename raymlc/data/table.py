@@ -131,7 +131,8 @@ def _train_csv(data: Path) -> Path:
 def _read(csv: Path, rows: int | None = None) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
-            # pandas would drop cells beyond the header; without index_col, take the first for names.
+            # Of rows longer than the header pandas drops the end, and warns; without index_col it
+            # takes their beginning for the rows' names.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             frame = pd.read_csv(
                 csv,
@@ -143,8 +144,8 @@ def _read(csv: Path, rows: int | None = None) -> pd.DataFrame:
             )
     except pd.errors.ParserWarning as error:
         raise UserError(
-            f"{csv.name} must have a column name for each cell of a row, but its rows are longer than"
-            " its header; name every column, or take the commas off the ends of the rows"
+            f"{csv.name} must have a column name for each cell of a row, but its rows are longer"
+            " than its header; name every column, or take the commas off the ends of the rows"
         ) from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -16,8 +18,8 @@ from raymlc.trial import TrialConfig
 def build_optimizer(config: TrialConfig, network: Network) -> torch.optim.Optimizer:
     """The optimizer of a trial over every parameter that trains.
 
-    Raises UserError for an optimizer that timm does not know, that a trial
-    cannot run, or that does not take the trial's values.
+    Raises UserError for an optimizer that timm does not know, that a trial cannot run, or that does
+    not take the trial's values.
     """
     groups = parameter_groups(config, network)
     betas = (config.beta1, config.beta2)
@@ -77,17 +79,18 @@ def _check_optimizer(name: str) -> None:
 def parameter_groups(config: TrialConfig, network: Network) -> list[dict[str, Any]]:
     """Backbone and heads, each with and without weight decay; empty groups are left out.
 
-    No decay on 1-D parameters (biases and norms) nor on what the backbone's `no_weight_decay`
-    lists. A group's "peak_lr" is what its schedule scales; a head's is lr times head_lr_scale.
+    No decay on biases and other parameters of fewer than two dimensions (norms), nor on what the
+    backbone's `no_weight_decay` lists, by name or by pattern. A group's "peak_lr" is what its
+    schedule scales; a head's is lr times head_lr_scale.
     """
-    listed: set[str] = getattr(network.backbone, "no_weight_decay", set)()
-    spared = {f"backbone.{name}" for name in listed}
+    listed: Iterable[str] = getattr(network.backbone, "no_weight_decay", tuple)()
+    spared = ["*.bias", *(f"backbone.{pattern}" for pattern in listed)]
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         head = name.startswith("heads.")
-        decays = parameter.dim() > 1 and name not in spared
+        decays = parameter.dim() > 1 and not any(fnmatchcase(name, part) for part in spared)
         lr = config.lr * (config.head_lr_scale if head else 1.0)
         group = groups.setdefault(
             (head, decays),

@@ -77,8 +77,8 @@ def open_study(
         )
     except OSError as error:
         raise UserError(f"the study must be writable, but {journal} is not: {error}") from error
-    except ValueError as error:
-        raise UserError(f"the study {journal} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the study {journal} cannot be read: {error!r}") from error
     ranked_by = study.user_attrs.get("metric", metric)
     if ranked_by != metric:
         raise UserError(

@@ -1,0 +1,200 @@
+"""Evaluation: the same numbers however it is done, and nothing changed by it."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score
+from torch import Tensor, nn
+
+from raymlc.data.batches import Normalization
+from raymlc.data.store import ImageSplit
+from raymlc.errors import UserError
+from raymlc.labels import MISSING, Labels
+from raymlc.metric import metric_names
+from raymlc.model.network import Network, build_network
+from raymlc.training.evaluate import Workers, autocast_dtype, evaluate
+from raymlc.trial import TrialConfig
+
+CPU = torch.device("cpu")
+PIXELS = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+
+
+@pytest.fixture(scope="module")
+def network(config: TrialConfig, labels: Labels) -> Network:
+    """Untrained, with other statistics in its batch norms than they start with."""
+    torch.manual_seed(0)
+    network = build_network(config, labels).train()
+    for _ in range(3):
+        network(torch.randn(16, 3, 32, 32))
+    return network
+
+
+def measure(
+    network: nn.Module,
+    labels: Labels,
+    data: ImageSplit,
+    batch_size: int = 8,
+    precision: str = "auto",
+    workers: Workers = Workers(),  # noqa: B008 (frozen)
+) -> dict[str, float]:
+    return evaluate(
+        network,
+        labels,
+        data,
+        PIXELS,
+        CPU,
+        batch_size=batch_size,
+        precision=precision,
+        workers=workers,
+    )
+
+
+def test_it_equals_scikit_learn_on_logits_of_one_batch_made_by_hand(
+    network: Network, labels: Labels, val: ImageSplit
+) -> None:
+    mean_C, std_C = np.array(PIXELS.mean), np.array(PIXELS.std)
+    images_NHWC = ((val.images_NHWC / 255 - mean_C) / std_C).astype(np.float32)
+    with torch.no_grad():
+        logits = network.eval()(torch.from_numpy(images_NHWC.transpose(0, 3, 1, 2).copy()))
+    metrics = measure(network, labels, val)
+    assert set(metrics) == set(metric_names(labels.names))
+    for head in ("color", "side"):
+        truth_N = val.targets.values_NT[:, val.targets.columns[head].start]
+        said_N = logits[head].argmax(1).numpy()
+        known_N = truth_N != MISSING
+        expected = accuracy_score(truth_N[known_N], said_N[known_N])
+        assert metrics[f"val/accuracy/{head}"] == pytest.approx(expected)
+    truth_NK = val.targets.values_NT[:, val.targets.columns["tags"]]
+    known_N = truth_NK[:, 0] != MISSING
+    expected = accuracy_score(truth_NK[known_N], (logits["tags"] > 0).numpy()[known_N])
+    assert metrics["val/accuracy/tags"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 20, 21, 1000])
+def test_the_batch_size_changes_nothing(
+    network: Network, labels: Labels, val: ImageSplit, batch_size: int
+) -> None:
+    expected = measure(network, labels, val, batch_size=7)
+    assert measure(network, labels, val, batch_size) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("rows", [21, 4])
+def test_workers_that_sum_their_counts_measure_what_one_does(
+    network: Network, labels: Labels, make_split: Callable[..., ImageSplit], size: int, rows: int
+) -> None:
+    data = make_split(rows, seed=5)
+    counts = [CountsOf(rank) for rank in range(size)]
+    for count in counts:
+        measure(network, labels, data, workers=Workers(count.rank, size, count.keep))
+    for count in counts:
+        sums = iter(
+            [torch.stack(parts).sum(0) for parts in zip(*(c.kept for c in counts), strict=True)]
+        )
+        workers = Workers(count.rank, size, replace_with(sums))
+        together = measure(network, labels, data, workers=workers)
+        expected = measure(network, labels, data)
+        assert together == pytest.approx(expected, rel=1e-5, nan_ok=True)
+        assert next(sums, None) is None
+
+
+@dataclasses.dataclass
+class CountsOf:
+    """What one worker would have summed with the others."""
+
+    rank: int
+    kept: list[Tensor] = dataclasses.field(default_factory=list)
+
+    def keep(self, tensor: Tensor) -> None:
+        self.kept.append(tensor.clone())
+
+
+def replace_with(sums: Iterator[Tensor]) -> Callable[[Tensor], None]:
+    def sum_(tensor: Tensor) -> None:
+        tensor.copy_(next(sums))
+
+    return sum_
+
+
+def test_it_changes_no_weight_no_statistic_no_gradient_and_no_random_number(
+    network: Network, labels: Labels, val: ImageSplit
+) -> None:
+    network.train()
+    torch.autograd.backward([part.sum() for part in network(torch.randn(4, 3, 32, 32)).values()])
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    gradients = [parameter.grad.clone() for parameter in network.parameters()]  # type: ignore[union-attr]
+    random_state = torch.get_rng_state()
+    measure(network, labels, val)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+        assert parameter.requires_grad
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, gradient)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.is_grad_enabled()
+    network.zero_grad()
+
+
+def test_it_leaves_the_model_in_evaluation_mode(
+    network: Network, labels: Labels, val: ImageSplit
+) -> None:
+    network.train()
+    first = measure(network, labels, val)
+    assert not any(part.training for part in network.modules())
+    assert measure(network, labels, val) == first
+
+
+def test_the_rows_of_a_split_are_found_through_their_places(
+    network: Network, labels: Labels, val: ImageSplit
+) -> None:
+    order_N = np.random.default_rng(0).permutation(len(val))
+    shuffled = ImageSplit(
+        val.images_NHWC, val.places_N[order_N], val.targets.take(order_N), skipped=0
+    )
+    expected = measure(network, labels, val)
+    assert measure(network, labels, shuffled) == pytest.approx(expected, rel=1e-5)
+    wrong = dataclasses.replace(val, places_N=val.places_N[order_N])
+    assert measure(network, labels, wrong)["val/loss"] != pytest.approx(expected["val/loss"])
+
+
+def test_bf16_changes_the_logits_a_little_and_the_losses_are_of_float32(
+    network: Network, labels: Labels, val: ImageSplit
+) -> None:
+    full = measure(network, labels, val, precision="fp32")
+    reduced = measure(network, labels, val, precision="bf16")
+    assert reduced["val/loss"] != full["val/loss"]
+    assert reduced["val/loss"] == pytest.approx(full["val/loss"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "expected"),
+    [
+        ("auto", "cpu", None),
+        ("fp32", "cpu", None),
+        ("bf16", "cpu", torch.bfloat16),
+        ("fp32", "cuda", None),
+        ("bf16", "cuda", torch.bfloat16),
+        ("fp16", "cuda", torch.float16),
+    ],
+)
+def test_the_type_that_a_trial_computes_in(
+    precision: str, device: str, expected: torch.dtype | None
+) -> None:
+    assert autocast_dtype(precision, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bfloat16"), (False, "float16")])
+def test_auto_takes_the_best_reduced_type_of_a_gpu(
+    has_bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    assert autocast_dtype("auto", torch.device("cuda")) == getattr(torch, expected)
+
+
+def test_fp16_on_a_cpu_is_refused_with_what_to_take_instead() -> None:
+    with pytest.raises(UserError, match="use bf16 or fp32"):
+        autocast_dtype("fp16", CPU)
