@@ -61,7 +61,7 @@ def _parse(arguments: Sequence[str]) -> TuneOptions:
             f"--resume needs a sweep that began, but {path.parent} holds none; leave --resume out"
         )
     saved = dataclasses.replace(
-        TuneOptions.load(path), output=options.output, name=options.name, resume=True
+        TuneOptions.load(path), output=options.output, name=options.name, resume=False
     )
     options = _parse_over(saved, arguments)
     options.check_kept(saved)

@@ -45,7 +45,8 @@ def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a finished sweep on the built-in data, and what it said."""
     output = tmp_path_factory.mktemp("runs")
-    said = run("--trials", "5", "--set", "epochs=5", "--output", output, "--name", "demo")
+    places: list[str | Path] = ["--output", output, "--cache", output / "cache"]
+    said = run("--trials", "5", "--set", "epochs=5", "--name", "demo", *places)
     return output / "demo", said
 
 
@@ -69,14 +70,14 @@ def test_the_command_without_data_ends_with_a_table_a_best_trial_and_its_checkpo
 @pytest.mark.slow
 def test_a_trials_score_is_that_of_the_checkpoint_that_it_stored(demo: tuple[Path, str]) -> None:
     folder, _ = demo
-    data = Path("~/.cache/raymlc/demo").expanduser()
+    data = folder.parent / "cache" / "demo"
     with (folder / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5
     for row in rows[:2]:
         checkpoint = folder / "trials" / f"{int(row['trial']):04}" / "best"
         said = subprocess.run(
-            command("validate", checkpoint, "--data", data, "--json"),
+            command("validate", checkpoint, "--data", data, "--cache", data.parent, "--json"),
             capture_output=True, text=True, check=True, cwd=ROOT,
         )  # fmt: skip
         metrics = json.loads(said.stdout)
@@ -139,7 +140,16 @@ def finished(folder: Path) -> dict[int, Any]:
 def test_a_killed_sweep_goes_on_without_running_a_finished_trial_twice(
     tmp_path: Path, signal_number: signal.Signals, code: int
 ) -> None:
-    arguments: list[str | Path] = ["--trials", "6", "--set", "epochs=6", "--output", tmp_path, "--name", "killed"]
+    arguments: list[str | Path] = [
+        "--trials",
+        "6",
+        "--set",
+        "epochs=6",
+        "--output",
+        tmp_path,
+        "--name",
+        "killed",
+    ]
     folder = tmp_path / "killed"
     process = subprocess.Popen(
         command("tune", *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -182,7 +192,16 @@ def test_a_sweep_on_real_photos_beats_the_majority_class_on_every_head(tmp_path:
         csv_path = tmp_path / f"{name}.csv"
         csv_path.write_text("".join(csv_path.read_text().splitlines(keepends=True)[: rows + 1]))
     settings = ["backbone=test_efficientnet", "pretrained=false", "image_size=48", "epochs=6"]
-    arguments: list[str | Path] = ["--data", tmp_path, "--set", *settings, "--trials", "3", "--name", "photos"]
+    arguments: list[str | Path] = [
+        "--data",
+        tmp_path,
+        "--set",
+        *settings,
+        "--trials",
+        "3",
+        "--name",
+        "photos",
+    ]
     said = run(*arguments, "--output", tmp_path / "runs", "--cache", tmp_path / "cache")
     assert "gender" in said
     with (tmp_path / "runs" / "photos" / "summary.csv").open() as file:

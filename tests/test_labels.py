@@ -154,7 +154,7 @@ def test_labels_unseen_in_training_are_named_with_the_number_of_their_rows() -> 
     targets = labels.encode(
         {
             "shape": ["flat", *new, "", "n0"],
-            "marks": ["dot", "star|dot", "axe|star", "|", "", "bar", "star", "", ""],
+            "marks": ["dot", "star|dot", "axe|star", "|", "", "bar", "star", "", "", ""],
         }
     )
     assert labels.unseen_lines(targets) == [

@@ -80,7 +80,9 @@ def launch(
         epochs,
     )
     book = StudyBook(study, space, options.metric, options.trials)
-    job = Job(table, folder, options.cache, options.broken_images, options.metric)
+    cache = options.cache  # the user's home differs from node to node, their folder does not
+    cache = cache if str(cache).startswith("~") else cache.absolute()
+    job = Job(table, folder, cache, options.broken_images, options.metric)
     asked = Resources(
         options.workers,
         options.trainer == "torch",

@@ -84,14 +84,14 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint, on the CPU. Raises UserError, in one line, for anything but a whole one."""
+    """Read a checkpoint, on the CPU. Raises UserError, in one line, if it is not a whole one."""
     found = find(folder)
     if found is None or not (found / WEIGHTS).is_file():
         raise UserError(f"a checkpoint is a folder that holds {WEIGHTS}, but {folder} does not")
     try:
-        config = TrialConfig.from_dict(_read(found / TRIAL))
-        labels = Labels.from_dict(_read(found / LABELS))
-        pixels = _read(found / PREPROCESSING)
+        config = TrialConfig.from_dict(_read_object(found / TRIAL))
+        labels = Labels.from_dict(_read_object(found / LABELS))
+        pixels = _read_object(found / PREPROCESSING)
         network = build_network(config, labels, fetch=False)
         network.load_state_dict(load_file(found / WEIGHTS))
         return Checkpoint(
@@ -99,9 +99,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             config,
             labels,
             Normalization(tuple(pixels["mean"]), tuple(pixels["std"])),
-            _read(found / METRICS),
+            _read_object(found / METRICS),
         )
-    except (OSError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+    except UserError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(f"checkpoint {found} is broken or of another version: {reason}") from error
 
@@ -151,3 +153,10 @@ def _write(path: Path, value: Any) -> None:
 
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = _read(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} must hold a JSON object, but holds {type(value).__name__}")
+    return value

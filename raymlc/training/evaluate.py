@@ -70,7 +70,7 @@ def evaluate(
     batch_size: int,
     precision: str = "auto",
     prefix: str = "val",
-    workers: Workers = Workers(),  # noqa: B008 (frozen)
+    workers: Workers = Workers(),
 ) -> dict[str, float]:
     """The metrics of `Counts.metrics` over every row of `data`, alike on every worker.
 
@@ -79,7 +79,9 @@ def evaluate(
     model.eval()
     counts = Counts(labels, data.targets, device)
     dtype = autocast_dtype(precision, device)
-    batches = evaluation_batches(data, batch_size, normalization, device, workers.rank, workers.size)
+    batches = evaluation_batches(
+        data, batch_size, normalization, device, workers.rank, workers.size
+    )
     for batch in batches:
         with autocast(dtype, device):
             logits = model(batch.images_BCHW)

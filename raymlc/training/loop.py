@@ -84,7 +84,10 @@ def normalization_of(network: Network) -> Normalization:
 
 
 def fit(
-    training: Training, train: ImageSplit, val: ImageSplit, workers: Workers = Workers()  # noqa: B008
+    training: Training,
+    train: ImageSplit,
+    val: ImageSplit,
+    workers: Workers = Workers(),  # noqa: B008
 ) -> Iterator[dict[str, float]]:
     """Train on, yielding one dict of metrics after each epoch that is left.
 
@@ -111,7 +114,9 @@ def fit(
             "train/loss": loss,
             "images_per_second": steps * config.batch_size / seconds,
         }
-        models = {"val": training.deployed} | ({"val_raw": training.network} if training.ema else {})
+        models = {"val": training.deployed} | (
+            {"val_raw": training.network} if training.ema else {}
+        )
         for prefix, scored in models.items():
             _average_buffers(scored, workers)
             metrics |= evaluate(

@@ -116,7 +116,9 @@ class Counts:
         per_head = {name: counts.metrics() for name, counts in self.heads.items()}
         named: dict[str, float] = {}
         for metric in ("accuracy", "balanced_accuracy", "loss"):
-            values = torch.tensor([per_head[name][metric] for name in per_head], dtype=torch.float64)
+            values = torch.tensor(
+                [per_head[name][metric] for name in per_head], dtype=torch.float64
+            )
             named[f"{prefix}/{metric}"] = float(values.nanmean())
             named |= {f"{prefix}/{metric}/{name}": per_head[name][metric] for name in per_head}
         return named

@@ -10,6 +10,7 @@ import torch
 
 from raymlc.data.store import ImageSplit
 from raymlc.labels import Labels
+from raymlc.metric import higher_is_better
 from raymlc.training.checkpoint import (
     load_history,
     load_last,
@@ -19,7 +20,6 @@ from raymlc.training.checkpoint import (
 )
 from raymlc.training.evaluate import Workers
 from raymlc.training.loop import Training, fit
-from raymlc.metric import higher_is_better
 from raymlc.trial import TrialConfig
 
 BEST, LAST = "best", "last"  # the folders in a trial's folder

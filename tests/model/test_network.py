@@ -254,6 +254,14 @@ def test_a_file_of_another_backbones_weights_is_refused(other: str, tmp_path: Pa
     assert "other.safetensors" in one_line(error)
 
 
+def test_a_file_whose_norms_and_biases_are_still_ones_and_zeros_is_taken(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    state = timm.create_model("test_efficientnet").state_dict()
+    save_file(state, tmp_path / "young.safetensors")
+    network = build_network(SMALL.replace({"weights": str(tmp_path / "young.safetensors")}), LABELS)
+    assert torch.equal(network.backbone.state_dict()["conv_stem.weight"], state["conv_stem.weight"])
+
+
 def test_a_file_that_lacks_some_of_the_weights_is_refused(tmp_path: Path) -> None:
     state = trained_weights("test_efficientnet")
     del state["conv_head.weight"]

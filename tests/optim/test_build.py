@@ -1,6 +1,7 @@
 """Parameter groups, optimizers by name and the schedule. F features, K classes of a head."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -37,18 +38,27 @@ REFUSED = {
 COMPILED = "kron"  # by torch, which takes a minute or two; kronc and kronw are the same class
 
 
+class Shift(nn.Module):
+    """A bias of two dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1, 8))
+
+
 class Linear(nn.Module):
-    """A backbone of one weight, one bias and one listed 2-D parameter."""
+    """A backbone of a weight, a bias, a bias of two dimensions and a listed parameter of two."""
 
     head_hidden_size = 8
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 8)
+        self.shift = Shift()
         self.token = nn.Parameter(torch.ones(1, 8))
 
     def forward(self, images_BF: Tensor) -> Tensor:
-        features_BF: Tensor = self.layer(images_BF) + self.token
+        features_BF: Tensor = self.layer(images_BF) + self.shift.bias + self.token
         return features_BF
 
     def no_weight_decay(self) -> set[str]:
@@ -68,7 +78,7 @@ def step(network: Network, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def ids(parameters: list[Tensor]) -> set[int]:
+def ids(parameters: Sequence[Tensor]) -> set[int]:
     return {id(parameter) for parameter in parameters}
 
 
@@ -100,6 +110,12 @@ def test_weight_decay_spares_what_timm_spares_in_the_backbone_and_the_heads_bias
         if name.endswith("weight"):
             expected.add(id(parameter))
     assert decayed(network, SMALL.replace({"weight_decay": 0.05})) == expected
+
+
+def test_weight_decay_spares_a_bias_of_any_shape() -> None:
+    network = small_network()
+    weights = [part for name, part in network.named_parameters() if name.endswith("weight")]
+    assert decayed(network, SMALL) == ids(weights)
 
 
 def test_weight_decay_spares_each_name_that_the_backbone_lists() -> None:

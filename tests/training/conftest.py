@@ -54,7 +54,7 @@ def make_split(labels: Labels) -> Callable[..., ImageSplit]:
             "tags": tags,
         }
         for column in cells.values():
-            for row in np.flatnonzero(random.random(rows) < missing):
+            for row in np.flatnonzero(random.random(rows) < missing).tolist():
                 column[row] = ""
         return ImageSplit(images_NHWC.astype(np.uint8), np.arange(rows), labels.encode(cells))
 

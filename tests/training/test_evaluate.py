@@ -87,18 +87,20 @@ def test_workers_that_sum_their_counts_measure_what_one_does(
     network: Network, labels: Labels, make_split: Callable[..., ImageSplit], size: int, rows: int
 ) -> None:
     data = make_split(rows, seed=5)
+    alone = CountsOf(0)
+    expected = measure(network, labels, data, workers=Workers(0, 1, alone.keep))
     counts = [CountsOf(rank) for rank in range(size)]
     for count in counts:
         measure(network, labels, data, workers=Workers(count.rank, size, count.keep))
+    sums = [torch.stack(parts).sum(0) for parts in zip(*(c.kept for c in counts), strict=True)]
+    for added, whole in zip(sums, alone.kept, strict=True):
+        torch.testing.assert_close(added, whole)  # no row is left out, none is counted twice
     for count in counts:
-        sums = iter(
-            [torch.stack(parts).sum(0) for parts in zip(*(c.kept for c in counts), strict=True)]
-        )
-        workers = Workers(count.rank, size, replace_with(sums))
+        left = iter(sums)
+        workers = Workers(count.rank, size, replace_with(left))
         together = measure(network, labels, data, workers=workers)
-        expected = measure(network, labels, data)
         assert together == pytest.approx(expected, rel=1e-5, nan_ok=True)
-        assert next(sums, None) is None
+        assert next(left, None) is None
 
 
 @dataclasses.dataclass
@@ -137,6 +139,19 @@ def test_it_changes_no_weight_no_statistic_no_gradient_and_no_random_number(
     assert torch.equal(torch.get_rng_state(), random_state)
     assert torch.is_grad_enabled()
     network.zero_grad()
+
+
+def test_it_records_nothing_for_a_backward_pass(
+    network: Network, labels: Labels, val: ImageSplit
+) -> None:
+    recorded: list[bool] = []
+    hook = network.register_forward_hook(
+        lambda _, __, logits: recorded.extend(part.requires_grad for part in logits.values())
+    )
+    measure(network, labels, val)
+    hook.remove()
+    assert recorded
+    assert not any(recorded)
 
 
 def test_it_leaves_the_model_in_evaluation_mode(

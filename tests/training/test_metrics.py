@@ -22,16 +22,16 @@ METRICS = ("accuracy", "balanced_accuracy", "loss")
 def random_head(
     seed: int, classes: int, unseen: int, multi_hot: bool, absent: int = 0, missing: float = 0.3
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and targets (N,) or (N, K + U), of which the first `absent` classes occur not."""
+    """Logits (N, K) and targets (N,) or (N, K + U); its first `absent` classes do not occur."""
     generator = torch.Generator().manual_seed(seed)
     logits_NK = 2 * torch.randn(ROWS, classes, generator=generator)
     lost_N = torch.rand(ROWS, generator=generator) < missing
     if multi_hot:
         target_NC = torch.randint(0, 2, (ROWS, classes + unseen), generator=generator)
-        target_NC[:, :absent] = 0
         # Else a row of many classes is never right as a whole.
         target_NC[::3, :classes] = (logits_NK[::3] > 0).long()
         target_NC[::3, classes:] = 0
+        target_NC[:, :absent] = 0
         return logits_NK, torch.where(lost_N[:, None], MISSING, target_NC)
     target_N = torch.randint(absent, classes + unseen, (ROWS,), generator=generator)
     return logits_NK, torch.where(lost_N, MISSING, target_N)
@@ -40,10 +40,11 @@ def random_head(
 def counted(logits_NK: Tensor, target: Tensor, unseen: int, batching: Sequence[int]) -> HeadCounts:
     head = Head("head", tuple(map(str, range(logits_NK.shape[1]))), multi_hot=target.dim() == 2)
     counts = HeadCounts(head, unseen, CPU)
-    for logits_BK, part in zip(
-        logits_NK.split(list(batching)), target.split(list(batching)), strict=True
-    ):
-        counts.add(logits_BK, part)
+    start = 0
+    for rows in batching:
+        counts.add(logits_NK[start : start + rows], target[start : start + rows])
+        start += rows
+    assert start == len(logits_NK)
     return counts
 
 
@@ -120,7 +121,7 @@ def test_a_row_with_an_unseen_class_counts_as_wrong_and_not_in_the_loss() -> Non
     metrics = counted(logits_NK, torch.tensor([0, 2, 1]), 1, [3]).metrics()
     assert metrics["accuracy"] == pytest.approx(2 / 3)
     assert metrics["balanced_accuracy"] == pytest.approx(2 / 3)  # classes 0 and 1 found, 2 not
-    assert metrics["loss"] == pytest.approx(math.log1p(math.exp(-9)), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(math.log1p(math.exp(-9)), rel=1e-3)
 
 
 @pytest.mark.parametrize("multi_hot", [False, True])
