@@ -154,6 +154,8 @@ def test_a_killed_sweep_goes_on_without_running_a_finished_trial_twice(
     process = subprocess.Popen(
         command("tune", *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, cwd=ROOT,
+        # A runner in the background ignores Ctrl-C, and its children would with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     wait_for(lambda: len(finished(folder)) >= 2, process)
     os.kill(process.pid, signal_number)
