@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 
@@ -17,6 +21,23 @@ from raymlc.watch.tensorboard import EventFiles
 def trial_folder(folder: Path, number: int) -> Path:
     """Where a sweep's trial keeps its checkpoints, and its events."""
     return folder / "trials" / f"{number:04}"
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Lets a Ctrl-C wait until the block is done: half a write would leave a study locked."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    waiting: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        before(*waiting[0])
 
 
 class Recorder:
@@ -35,6 +56,7 @@ class Recorder:
         done = sum(row.state != "RUNNING" for row in book.rows())
         self._lines = Lines(console, book.metric, trials, done)
 
+    @unbroken()
     def next(self) -> Assignment | None:
         """The next trial to run; None when there is none left."""
         assignment = self.book.next()
@@ -43,6 +65,7 @@ class Recorder:
             self._lines.start(assignment.number, params, assignment.config)
         return assignment
 
+    @unbroken()
     def epoch(self, number: int, metrics: dict[str, float]) -> bool:
         """Record an epoch; whether the trial is to be stopped here."""
         stop = self.book.report(number, metrics)
@@ -50,6 +73,7 @@ class Recorder:
         self._lines.epoch(number, metrics)
         return stop
 
+    @unbroken()
     def end(self, number: int, failure: str = "") -> None:
         """Record that a trial has ended, by itself, by `epoch`'s word, or by a failure."""
         folder = trial_folder(self._folder, number)
