@@ -10,11 +10,16 @@ from raymlc.watch.recorder import unbroken
 
 def test_ctrl_c_waits_until_the_block_is_done() -> None:
     done = []
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt), unbroken():
+
+    def interrupted() -> None:
+        with unbroken():
             os.kill(os.getpid(), signal.SIGINT)
             done.append(True)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
         assert done
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
