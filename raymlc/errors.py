@@ -13,6 +13,12 @@ class UserError(ValueError):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """What an exception of another library says, with its type, in one line of fair length."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 300 else text[:300] + "…"
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
     """The way out of a misspelt name: its nearest known names, or `otherwise` if none is near."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)

@@ -7,7 +7,7 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raymlc.cluster.train import FAILURE
+from raymlc.cluster.train import FAILURE, METRICS
 from raymlc.watch.recorder import Recorder
 
 
@@ -47,9 +47,9 @@ class StudySearcher(_Unsaved, Searcher):  # type: ignore[misc]
         if error or result is None:
             self._recorder.end(number, "its process was lost three times")
             return
-        if "epoch" in result and trial_id not in self.stopped:
+        if METRICS in result and trial_id not in self.stopped:
             # Tune shows the result by which a trial ends itself to no scheduler, but here.
-            self._recorder.epoch(number, epoch_metrics(result))
+            self._recorder.epoch(number, result[METRICS])
         self._recorder.end(number, result.get(FAILURE, ""))
 
     def save(self, checkpoint_path: str) -> None:
@@ -69,17 +69,7 @@ class StudyScheduler(_Unsaved, FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = self._searcher.numbers[trial.trial_id]
-        stop = self._recorder.epoch(number, epoch_metrics(result))
+        stop = self._recorder.epoch(number, result[METRICS])
         if stop:
             self._searcher.stopped.add(trial.trial_id)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
-
-
-def epoch_metrics(result: dict[str, Any]) -> dict[str, float]:
-    """The metrics of an epoch, without what Tune adds to every result."""
-    own = ("epoch", "lr", "images_per_second")
-    return {
-        name: value
-        for name, value in result.items()
-        if name in own or name.startswith(("train/", "val/", "val_raw/"))
-    }

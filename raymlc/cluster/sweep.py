@@ -17,7 +17,7 @@ from ray.tune.error import TuneError
 from raymlc.cluster.searcher import StudyScheduler, StudySearcher
 from raymlc.cluster.trainable import Placement, Trial
 from raymlc.cluster.worker import Job
-from raymlc.errors import UserError
+from raymlc.errors import UserError, one_line
 from raymlc.watch.recorder import Recorder
 
 _MAX_RESTARTS = 2  # of a trial whose own process was lost: it is tried three times
@@ -54,8 +54,7 @@ def ray_session(address: str | None, verbose: bool) -> Iterator[None]:
             logging_level=logging.INFO if verbose else logging.ERROR,
         )
     except (ConnectionError, ray.exceptions.RaySystemError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{_whose(address)}: {reason}") from error
+        raise UserError(f"{_whose(address)}: {one_line(error)}") from error
     if not verbose:
         for name in ("ray", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -21,7 +21,8 @@ from raymlc.cluster.worker import FAILURES, Job, TrialRunner, failure_line
 from raymlc.training.evaluate import Workers
 from raymlc.trial import TrialConfig
 
-FAILURE = "failure"  # the key under which a worker reports why its trial cannot go on
+METRICS = "metrics"  # in a trial's result, an epoch's metrics, apart from what Tune adds to it
+FAILURE = "failure"  # in its place, why the trial cannot go on
 _MAX_RESTARTS = 2  # of a trial's workers after one was lost
 _ABORT_SECONDS = 60.0
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ray import tune
 
-from raymlc.cluster.train import FAILURE, TorchTrainerEpochs, TrialFailed
+from raymlc.cluster.train import FAILURE, METRICS, TorchTrainerEpochs, TrialFailed
 from raymlc.cluster.worker import Job, TrialRunner, failure_line
 from raymlc.trial import TrialConfig
 from raymlc.watch.recorder import trial_folder
@@ -33,8 +33,8 @@ class Placement:
 class Trial(tune.Trainable):  # type: ignore[misc]
     """One trial after another, in one process that keeps its imports and its mapped images.
 
-    A Tune config holds the trial's "number" in the study and its "config". Each result is an
-    epoch's metrics; a trial that cannot go on ends with its reason under "failure" instead.
+    A Tune config holds the trial's "number" in the study and its "config". Each result holds an
+    epoch's "metrics"; a trial that cannot go on ends with its reason under "failure" instead.
     """
 
     def setup(self, config: dict[str, Any], job: Job, placement: Placement) -> None:
@@ -56,7 +56,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             raise  # the device is lost to this process, so the trial goes on in another one
         except Exception as error:
             return {"done": True, FAILURE: self._write_down(error)}
-        return metrics | {"done": metrics["epoch"] >= self._config.epochs}
+        return {METRICS: metrics, "done": metrics["epoch"] >= self._config.epochs}
 
     def cleanup(self) -> None:
         self._epochs.close()

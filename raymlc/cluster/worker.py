@@ -10,6 +10,7 @@ import torch
 
 from raymlc.data.store import BrokenImages, ImageSplit, open_split
 from raymlc.data.table import Table
+from raymlc.errors import one_line
 from raymlc.training.evaluate import Workers
 from raymlc.training.loop import Diverged
 from raymlc.training.run import run_trial
@@ -46,7 +47,7 @@ class TrialRunner:
         number: int,
         config: TrialConfig,
         device: torch.device,
-        workers: Workers = Workers(),  # noqa: B008
+        workers: Workers = Workers(),
     ) -> Iterator[dict[str, float]]:
         """The epochs of a trial, as `run_trial` yields them."""
         return run_trial(
@@ -72,5 +73,4 @@ class TrialRunner:
 
 def failure_line(error: BaseException) -> str:
     """An exception in one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, Diverged) else f"{type(error).__name__}: {text}"[:400]
+    return str(error) if isinstance(error, Diverged) else one_line(error)

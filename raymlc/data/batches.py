@@ -127,7 +127,7 @@ def evaluation_batches(
     for start in range(0, len(mine_N), batch_size):
         rows = mine_N[start : start + batch_size]
         images_BCHW = normalization(_pixels(data, rows).to(device, non_blocking=True))
-        yield Batch(images_BCHW, _targets(data, rows, device), dict(_known(data, rows)))
+        yield Batch(images_BCHW, _targets(data, rows, device), _known(data, rows))
 
 
 def _pixels(data: ImageSplit, rows: NDArray[np.int64]) -> Tensor:

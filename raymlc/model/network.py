@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from raymlc.errors import UserError
+from raymlc.errors import UserError, one_line
 from raymlc.labels import Labels
 from raymlc.model.backbones import unknown_backbone
 from raymlc.trial import TrialConfig
@@ -119,12 +119,12 @@ def _check_image_size(config: TrialConfig, backbone: nn.Module) -> None:
         with torch.no_grad():
             backbone.eval()(torch.zeros(1, 3, config.image_size, config.image_size))
     except Exception as error:
-        raise UserError(_wrong_size(config, _one_line(error))) from error
+        raise UserError(_wrong_size(config, one_line(error))) from error
     backbone.train()
 
 
 def _refusal(config: TrialConfig, fetch: bool, error: Exception) -> str:
-    reason = _one_line(error)
+    reason = one_line(error)
     if isinstance(error, TypeError) and "drop_path_rate" in reason:
         return (
             f"backbone {config.backbone!r} has no drop path, but drop_path_rate is"
@@ -149,8 +149,3 @@ def _wrong_size(config: TrialConfig, reason: str) -> str:
         f"backbone {config.backbone!r} must take images of image_size pixels, but fails for"
         f" {config.image_size}: {reason}; change image_size or take another backbone"
     )
-
-
-def _one_line(error: Exception) -> str:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return reason if len(reason) < 240 else reason[:240] + "…"

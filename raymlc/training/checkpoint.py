@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raymlc.data.batches import Normalization
-from raymlc.errors import UserError
+from raymlc.errors import UserError, one_line
 from raymlc.labels import Labels
 from raymlc.model.network import Network, build_network
 from raymlc.training.loop import Training
@@ -104,8 +104,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except UserError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"checkpoint {found} is broken or of another version: {reason}") from error
+        raise UserError(
+            f"checkpoint {found} is broken or of another version: {one_line(error)}"
+        ) from error
 
 
 def save_last(folder: Path, training: Training, history: list[dict[str, float]]) -> None:

@@ -87,7 +87,7 @@ def fit(
     training: Training,
     train: ImageSplit,
     val: ImageSplit,
-    workers: Workers = Workers(),  # noqa: B008
+    workers: Workers = Workers(),
 ) -> Iterator[dict[str, float]]:
     """Train on, yielding one dict of metrics after each epoch that is left.
 

@@ -33,7 +33,7 @@ def run_trial(
     folder: Path,
     metric: str,
     device: torch.device,
-    workers: Workers = Workers(),  # noqa: B008
+    workers: Workers = Workers(),
 ) -> Iterator[dict[str, float]]:
     """Yield the metrics of every epoch: those that `folder` already holds, then new ones.
 

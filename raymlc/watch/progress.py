@@ -31,7 +31,6 @@ class Lines:
         self._metric = metric
         self._trials = trials
         self._done = done
-        self._best: tuple[float, int] | None = None
         self._epochs: dict[int, float] = {}
         self._said = 0.0
         self._began = time.monotonic()

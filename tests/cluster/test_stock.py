@@ -12,6 +12,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from raymlc.cluster.searcher import StudyScheduler, StudySearcher
+from raymlc.cluster.train import METRICS
 from raymlc.search.space import Space
 from raymlc.trial import TrialConfig
 from raymlc.watch.recorder import trial_folder
@@ -42,7 +43,9 @@ class Toy(tune.Trainable):  # type: ignore[misc]
             best = trial_folder(Path(self.config["folder"]), self.config["number"]) / "best"
             best.mkdir(parents=True, exist_ok=True)
             (best / "metrics.json").write_text(json.dumps(metrics))
-        return metrics | {"lr": lr, "images_per_second": 1.0, "done": self.epoch == EPOCHS}
+        told = metrics | {"lr": lr, "images_per_second": 1.0}
+        # Stock search wants its metric beside Tune's own entries, raymlc keeps its apart.
+        return told | {METRICS: told, "done": self.epoch == EPOCHS}
 
 
 def space(trial: BaseTrial) -> TrialConfig:

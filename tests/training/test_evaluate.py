@@ -38,7 +38,7 @@ def measure(
     data: ImageSplit,
     batch_size: int = 8,
     precision: str = "auto",
-    workers: Workers = Workers(),  # noqa: B008 (frozen)
+    workers: Workers = Workers(),
 ) -> dict[str, float]:
     return evaluate(
         network,

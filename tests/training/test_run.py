@@ -32,7 +32,7 @@ def start(labels: Labels, train: ImageSplit, val: ImageSplit, tmp_path: Path) ->
         config: TrialConfig,
         name: str = "trial",
         metric: str = "val/accuracy",
-        workers: Workers = Workers(),  # noqa: B008 (frozen)
+        workers: Workers = Workers(),
     ) -> Iterator[dict[str, float]]:
         return run_trial(config, labels, train, val, tmp_path / name, metric, CPU, workers)
 
