@@ -6,6 +6,7 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.tune.utils import flatten_dict
 
 from raymlc.cluster.train import FAILURE, METRICS
 from raymlc.watch.recorder import Recorder
@@ -47,9 +48,10 @@ class StudySearcher(_Unsaved, Searcher):  # type: ignore[misc]
         if error or result is None:
             self._recorder.end(number, "its process was lost three times")
             return
-        if METRICS in result and trial_id not in self.stopped:
+        metrics = epoch_metrics(result)
+        if metrics and trial_id not in self.stopped:
             # Tune shows the result by which a trial ends itself to no scheduler, but here.
-            self._recorder.epoch(number, result[METRICS])
+            self._recorder.epoch(number, metrics)
         self._recorder.end(number, result.get(FAILURE, ""))
 
     def save(self, checkpoint_path: str) -> None:
@@ -69,7 +71,17 @@ class StudyScheduler(_Unsaved, FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = self._searcher.numbers[trial.trial_id]
-        stop = self._recorder.epoch(number, result[METRICS])
+        stop = self._recorder.epoch(number, epoch_metrics(result))
         if stop:
             self._searcher.stopped.add(trial.trial_id)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+
+def epoch_metrics(result: dict[str, Any]) -> dict[str, float]:
+    """The metrics of an epoch, without what Tune adds; none of a result that holds a failure."""
+    prefix = f"{METRICS}/"  # Tune hands results on flattened, but not all of them
+    return {
+        name.removeprefix(prefix): value
+        for name, value in flatten_dict(result).items()
+        if name.startswith(prefix)
+    }
