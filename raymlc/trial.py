@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from raymlc.errors import UserError, did_you_mean
+from raymlc.fields import LAWS, LossName, PerHead, typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +22,15 @@ class TrialConfig:
     # Network
     backbone: str = "efficientnet_b0"  # any timm model, with or without a ".tag"
     pretrained: bool = True  # start from the weights that timm names for the backbone
-    weights: str = ""  # a file of backbone weights; takes the place of timm's
+    weights: str = ""  # instead: a file of backbone weights, or a checkpoint's folder
     image_size: int = 224  # pixels, height and width
+    normalization: Literal["backbone", "imagenet", "inception", "clip"] = "backbone"  # mean and std
     drop_rate: float = 0.2  # dropout before every head, in [0, 1)
     drop_path_rate: float = 0.0  # of the deepest block, in [0, 1); arXiv:1603.09382
+    bn_momentum: float = 0.0  # share of a batch in the running statistics; 0: the backbone's own
+    bn_eps: float = 0.0  # added to the variance by batch norm; 0: the backbone's own
+    sync_bn: bool = False  # batch norm over all workers' images; on GPUs
+    freeze_epochs: int = 0  # first epochs, in which the backbone stays as it is
 
     # Optimizer and schedule
     optimizer: str = "adamp"  # raymlc's AdamP (arXiv:2006.08217), or any optimizer of timm
@@ -36,69 +41,147 @@ class TrialConfig:
     beta2: float = 0.999  # decay of the second moment, in [0, 1)
     momentum: float = 0.9  # of optimizers that have one, such as sgd
     eps: float = 1e-8  # in Adam's denominator; couples with lr when gradients are as small
-    gc: bool = False  # gradient centralization, arXiv:2004.01461; AdamP only
+    gc: bool = False  # gradient centralization, arXiv:2004.01461
     gc_conv_only: bool = False  # leave 2-D weights, the heads among them, uncentralized
-    clip_grad: float = 0.0  # largest gradient norm over all parameters; 0 clips nothing
-    schedule: Literal["cosine", "constant"] = "cosine"  # after warm-up; arXiv:1608.03983
-    warmup_epochs: float = 0.5  # linear from 0; fractions allowed, less than epochs
-    min_lr_ratio: float = 0.01  # lr of the last step of a cosine, as a share of lr
+    clip_grad: float = 0.0  # the largest gradient, as clip_mode has it; 0 clips nothing
+    clip_mode: Literal["norm", "value", "agc"] = "norm"  # over all parameters; of each element;
+    # or of each unit, as a share of its weights' norm, heads spared (arXiv:2102.06171)
+    schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"  # after warm-up
+    warmup_epochs: float = 0.5  # linear; fractions allowed, less than epochs
+    warmup_lr_ratio: float = 0.0  # lr that warm-up starts from, as a share of lr
+    min_lr_ratio: float = 0.01  # lr below which no schedule goes, as a share of lr
+    cooldown_epochs: float = 0.0  # last epochs, of all, in which a cosine stays at its end
+    decay_epochs: float = 2.0  # "step": epochs between two decays
+    decay_rate: float = 0.9  # "step" and "plateau": lr is multiplied by this, in (0, 1)
+    patience_epochs: int = 2  # "plateau": epochs without a lower val/loss that are let pass
     epochs: int = 10  # as many as are trained
     batch_size: int = 64  # images a step over all workers together
+    micro_batch_size: int = 0  # images that a worker takes at a time, adding up gradients; 0: all
     ema_decay: float = 0.998  # moving average of the weights, with warm-up; 0 keeps none
+    ema_on_cpu: bool = False  # keep the average in the machine's memory, not the GPU's
 
-    # Loss and augmentation
+    # Loss
+    loss: LossName = "auto"  # of every head; auto: cross_entropy, and bce for multi-hot heads
+    head_losses: Mapping[str, LossName] = PerHead()  # of single heads, in place of `loss`
+    focal_gamma: float = 2.0  # "focal": how much easy images count less; arXiv:1708.02002
+    asl_gamma_pos: float = 0.0  # "asymmetric": focus on present classes; arXiv:2009.14119
+    asl_gamma_neg: float = 4.0  # "asymmetric": focus on absent classes
+    asl_clip: float = 0.05  # "asymmetric": probability below which an absent class counts nothing
     smoothing: float = 0.1  # label smoothing of single-label heads, in [0, 1); arXiv:1512.00567
+    class_weighting: Literal["none", "inverse", "effective"] = "none"  # by a class's frequency
+    class_weight_beta: float = 0.999  # "effective": of the number of samples, arXiv:1901.05555
+    task_weighting: Literal["fixed", "uncertainty", "gradnorm"] = "fixed"  # of the heads' losses:
+    # as head_weights has it, or learnt by arXiv:1705.07115 or arXiv:1711.02257
+    head_weights: Mapping[str, float] = PerHead()  # "fixed": only their ratios count; else 1
+    gradnorm_alpha: float = 1.5  # "gradnorm": how strongly slow heads are favoured
+
+    # Augmentation of training images, in the order in which it is done
+    augment: bool = True  # False: none of the following
+    randaug_ops: int = 0  # RandAugment operations an image; arXiv:1909.13719
+    randaug_magnitude: float = 9.0  # their strength, 0 to 10
+    randaug_std: float = 0.5  # standard deviation of the strength over images
+    randaug_color: bool = True  # colour operations among them; False: geometric ones alone
+    autoaugment: bool = False  # the policy found for ImageNet, arXiv:1805.09501
+    augmix: bool = False  # mixtures of augmented images, arXiv:1912.02781
+    color_jitter: float = 0.0  # largest change of brightness, contrast and saturation, as a share
     crop_min_area: float = 0.6  # smallest area of a random crop, share of the image, in (0, 1]
+    crop_max_ratio: float = 4 / 3  # largest aspect ratio of a crop, and 1 / the smallest; from 1
     hflip_prob: float = 0.5  # probability of a horizontal flip
-    randaug_ops: int = 0  # RandAugment operations an image, colour ones among them; 1909.13719
-    randaug_magnitude: int = 9  # strength of those operations, 0 to 30
-    erasing_prob: float = 0.0  # probability of a rectangle of noise an image; arXiv:1708.04896
+    vflip_prob: float = 0.0  # probability of a vertical flip
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # of crops, also of eval_crop's
+    erasing_prob: float = 0.0  # probability that an image is erased in part; arXiv:1708.04896
+    erasing_mode: Literal["pixel", "color", "zero"] = "pixel"  # noise, one random color, the mean
+    erasing_count: int = 1  # most rectangles an erased image, which share the area
+    mixup_alpha: float = 0.0  # Beta(alpha, alpha) of the share of another image; arXiv:1710.09412
+    cutmix_alpha: float = 0.0  # the same for a pasted rectangle, arXiv:1905.04899; with mixup: half
+    # the mixed batches each
+    mix_prob: float = 1.0  # share of batches that are mixed, where an alpha is above 0
+    mix_off_epochs: int = 0  # last epochs, without mixing
+    eval_crop: float = 1.0  # side of the central part that evaluation sees, share of the image's
 
     # Arithmetic
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on the CPU, else AMP
     channels_last: bool = True
+    compile: bool = False  # torch.compile: 10 % faster steps after up to minutes, for long trials
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, annotation in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _typed(name, getattr(self, name), annotation))
-        for name, (holds, law) in _LAWS.items():
+        for name, annotation in ANNOTATIONS.items():
+            object.__setattr__(self, name, typed(name, getattr(self, name), annotation))
+        for name, (holds, law) in LAWS.items():
             value = getattr(self, name)
-            if not holds(value):
-                raise UserError(f"{name} must be {law}, but is {value}")
-        if not 0 <= self.warmup_epochs < self.epochs:
+            each = value if isinstance(value, PerHead) else {"": value}
+            for head, one in each.items():
+                if not holds(one):
+                    of = f" of {head!r}" if head else ""
+                    raise UserError(f"{name}{of} must be {law}, but is {one}")
+        trained = self.epochs - self.cooldown_epochs
+        if not 0 <= self.warmup_epochs < trained:
+            before = " before the cooldown" if self.cooldown_epochs else ""
             raise UserError(
-                "warmup_epochs must be at least 0 and less than epochs, but they are"
-                f" {self.warmup_epochs} and {self.epochs}; shorten the warm-up"
+                f"warmup_epochs must be at least 0 and less than epochs{before}, but they are"
+                f" {self.warmup_epochs} and {trained:g}; shorten the warm-up"
             )
-        if self.gc and self.optimizer != "adamp":
+        for name in ("freeze_epochs", "mix_off_epochs"):
+            if getattr(self, name) > self.epochs:
+                raise UserError(
+                    f"{name} must be at most epochs, but they are {getattr(self, name)} and"
+                    f" {self.epochs}; lower it"
+                )
+        if self.head_weights and self.task_weighting != "fixed":
             raise UserError(
-                "gc (gradient centralization) is part of optimizer 'adamp', but optimizer is"
-                f" {self.optimizer!r}; set gc=False or optimizer='adamp'"
+                "head_weights are the weights of task_weighting 'fixed', but that is"
+                f" {self.task_weighting!r}, which learns its own; leave one of them out"
             )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrialConfig:
-        """The trial of a JSON object. Raises UserError for a name that is no field."""
-        for name in values:
+        """The trial of a JSON object, or of names as a space asks for them.
+
+        A value for one head is named `field/head`, such as "head_weights/color".
+        Raises UserError for a name that is no field.
+        """
+        whole: dict[str, Any] = {}
+        for name, value in values.items():
             check_field(name)
-        return cls(**values)
+            field, _, head = name.partition("/")
+            whole[field] = {**whole.get(field, {}), head: value} if head else value
+        return cls(**whole)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values; `from_dict` gives the same trial back."""
-        return dataclasses.asdict(self)
+        values = {name: getattr(self, name) for name in FIELDS}
+        return {
+            name: dict(value) if isinstance(value, PerHead) else value
+            for name, value in values.items()
+        }
 
     def replace(self, changes: Mapping[str, Any]) -> TrialConfig:
         """This trial with some fields changed. Raises UserError as the constructor does."""
         return TrialConfig.from_dict({**self.to_dict(), **changes})
 
+    def check_heads(self, heads: Iterable[str]) -> None:
+        """Raises UserError if a field is set for a head that is not among `heads`."""
+        known = tuple(heads)
+        for name in FIELDS:
+            value = getattr(self, name)
+            for head in value if isinstance(value, PerHead) else ():
+                if head not in known:
+                    way_out = did_you_mean(head, known, f"the heads are {', '.join(known)}")
+                    raise UserError(f"{name} is set for {head!r}, which is no head; {way_out}")
+
 
 FIELDS = tuple(field.name for field in dataclasses.fields(TrialConfig))
+ANNOTATIONS: dict[str, Any] = get_type_hints(TrialConfig)
 
 
 def check_field(name: str) -> None:
-    """Raises UserError, with the nearest names, if `name` is no field of TrialConfig."""
-    if name not in FIELDS:
+    """Raises UserError, with the nearest names, if `name` is no field of TrialConfig.
+
+    A field that has a value for each head is also named with the head, `field/head`.
+    """
+    field, slash, _ = name.partition("/")
+    if field not in FIELDS or (slash and get_origin(ANNOTATIONS[field]) is not Mapping):
         way_out = did_you_mean(name, FIELDS, f"the fields are {', '.join(FIELDS)}")
         raise UserError(f"{name!r} is not a field of TrialConfig; {way_out}")
 
@@ -112,70 +195,14 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not equals:
         raise UserError(f"a setting is written field=value, but this one is {text!r}")
     check_field(name)
-    annotation = get_type_hints(TrialConfig)[name]
+    field, slash, _ = name.partition("/")
+    annotation = ANNOTATIONS[field]
+    if slash:
+        annotation = get_args(annotation)[1]
     if annotation is str or get_origin(annotation) is Literal:
-        return name, _typed(name, value, annotation)
+        return name, typed(name, value, annotation)
     try:
-        parsed = json.loads(value.lower())
+        parsed = json.loads(value if get_origin(annotation) is Mapping else value.lower())
     except json.JSONDecodeError:
         parsed = value
-    return name, _typed(name, parsed, annotation)
-
-
-def _typed(name: str, value: Any, annotation: Any) -> Any:
-    """The value, an int widened where a float is asked; UserError if it is of another type."""
-    if get_origin(annotation) is Literal:
-        choices = get_args(annotation)
-        if value not in choices:
-            way_out = did_you_mean(str(value), choices, f"choose from {', '.join(choices)}")
-            raise UserError(f"{name} must be one of its names, but is {value!r}; {way_out}")
-        return value
-    if annotation is float and type(value) is int:
-        return float(value)
-    if type(value) is not annotation:
-        raise UserError(f"{name} must be of type {annotation.__name__}, but is {value!r}")
-    return value
-
-
-def _share(value: float) -> bool:
-    return 0 <= value < 1
-
-
-def _probability(value: float) -> bool:
-    return 0 <= value <= 1
-
-
-def _not_negative(value: float) -> bool:
-    return 0 <= value < math.inf
-
-
-def _positive(value: float) -> bool:
-    return 0 < value < math.inf
-
-
-# Each law is one that NaN breaks too.
-_LAWS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "backbone": (bool, "the name of a timm model"),
-    "image_size": (lambda value: 8 <= value <= 4096, "from 8 to 4096 pixels"),
-    "drop_rate": (_share, "in [0, 1)"),
-    "drop_path_rate": (_share, "in [0, 1)"),
-    "lr": (_positive, "above 0"),
-    "head_lr_scale": (_positive, "above 0"),
-    "weight_decay": (_not_negative, "at least 0"),
-    "beta1": (_share, "in [0, 1)"),
-    "beta2": (_share, "in [0, 1)"),
-    "momentum": (_share, "in [0, 1)"),
-    "eps": (_positive, "above 0"),
-    "clip_grad": (_not_negative, "at least 0"),
-    "min_lr_ratio": (_probability, "in [0, 1]"),
-    "epochs": (lambda value: value >= 1, "at least 1"),
-    "batch_size": (lambda value: value >= 2, "at least 2 (batch norm needs more than one image)"),
-    "ema_decay": (_share, "in [0, 1)"),
-    "smoothing": (_share, "in [0, 1)"),
-    "crop_min_area": (lambda value: 0 < value <= 1, "in (0, 1]"),
-    "hflip_prob": (_probability, "in [0, 1]"),
-    "randaug_ops": (lambda value: 0 <= value <= 8, "from 0 to 8"),
-    "randaug_magnitude": (lambda value: 0 <= value <= 30, "from 0 to 30"),
-    "erasing_prob": (_probability, "in [0, 1]"),
-    "seed": (lambda value: 0 <= value < 2**31, "from 0 to 2147483647"),
-}
+    return name, typed(name, parsed, annotation)

@@ -18,6 +18,7 @@ MODULES = sorted(
 # another only as the natural arrows say.
 FLOORS = {
     "raymlc.errors": 0,
+    "raymlc.fields": 0,
     "raymlc.trial": 0,
     "raymlc.labels": 0,
     "raymlc.metric": 0,
@@ -32,7 +33,9 @@ FLOORS = {
     "raymlc.validate": 5,
 }
 ARROWS = {
+    ("raymlc.fields", "raymlc.errors"),
     ("raymlc.trial", "raymlc.errors"),
+    ("raymlc.trial", "raymlc.fields"),
     ("raymlc.labels", "raymlc.errors"),
     ("raymlc.metric", "raymlc.errors"),
     ("raymlc.optim", "raymlc.model"),
