@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raymlc.search.options import TuneOptions
+from raymlc.options import TuneOptions
 from raymlc.tune import main as tune
 from raymlc.validate import ValidateOptions
 from raymlc.validate import main as validate

@@ -16,8 +16,9 @@ from raymlc.data.batches import check_batch_size
 from raymlc.data.store import open_split
 from raymlc.data.table import Table
 from raymlc.model.network import build_network
+from raymlc.model.start import start_lines
 from raymlc.optim.build import build_optimizer
-from raymlc.search.options import TuneOptions
+from raymlc.options import TuneOptions
 from raymlc.search.space import Space
 from raymlc.search.study import Row, StudyBook, open_study
 from raymlc.training.metrics import majority_accuracy
@@ -53,6 +54,9 @@ def check_trials(
         (c.backbone, c.pretrained, c.weights, c.image_size, c.drop_path_rate > 0, c.optimizer): c
         for c in configs
     }
+    for weights in dict.fromkeys(config.weights for config in configs):
+        for line in start_lines(weights, table.labels):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
     for config in kinds.values():
         build_optimizer(config, build_network(config, table.labels))
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,7 +18,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.callback import UserCallback
 from torch.nn.parallel import DistributedDataParallel
 
-from raymlc.cluster.worker import FAILURES, Job, TrialRunner, failure_line
+from raymlc.cluster.worker import FAILURES, Job, TrialFailed, TrialRunner, failure_line
 from raymlc.training.evaluate import Workers
 from raymlc.trial import TrialConfig
 
@@ -27,21 +28,18 @@ _MAX_RESTARTS = 2  # of a trial's workers after one was lost
 _ABORT_SECONDS = 60.0
 
 
-class TrialFailed(RuntimeError):
-    """A trial that ended without its last epoch, in one line."""
-
-
 class TorchTrainerEpochs(Iterator[dict[str, float]]):
     """The epochs of a trial that a TorchTrainer trains over `workers` processes.
 
     The workers begin an epoch when it is asked for and not before, so a trial that is stopped has
-    trained nothing more than it told. A lost worker restarts all of them from the last epoch.
+    trained nothing more than it told. A lost worker restarts all of them from the last epoch, and
+    so does one that runs out of memory: they go on with half as many images at a time.
     Call `close` at the end: it gives back processes, resources and placement group, which a
     TorchTrainer inside of Tune otherwise keeps for ever when it is stopped (Ray issue 54305).
     """
 
     def __init__(
-        self, job: Job, number: int, config: TrialConfig, workers: int, cpus: float, gpus: float
+        self, job: Job, folder: Path, config: TrialConfig, workers: int, cpus: float, gpus: float
     ) -> None:
         self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, max_concurrency=16).remote()
         self._epoch = 0
@@ -51,7 +49,7 @@ class TorchTrainerEpochs(Iterator[dict[str, float]]):
             _train_loop,
             train_loop_config={
                 "job": job,
-                "number": number,
+                "folder": folder,
                 "config": config.to_dict(),
                 "mailbox": self._mailbox,
                 "threads": max(1, int(cpus)),
@@ -60,9 +58,12 @@ class TorchTrainerEpochs(Iterator[dict[str, float]]):
                 num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources
             ),
             run_config=RunConfig(
-                name=f"trial-{number:04}",
+                name=f"trial-{folder.name}",
                 storage_path=str(job.folder / "ray-train"),
-                failure_config=FailureConfig(max_failures=_MAX_RESTARTS),
+                failure_config=FailureConfig(
+                    # Once more for each time that its images a worker may be halved.
+                    max_failures=_MAX_RESTARTS + config.batch_size.bit_length()
+                ),
                 callbacks=[_ToMailbox(self._mailbox), _HandOver(self._mailbox)],
             ),
         )
@@ -105,6 +106,7 @@ class _Mailbox:
     def __init__(self) -> None:
         self._items: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._wanted = 0
+        self._micro_batch_size = 0  # of all workers, once one lacked memory
         self._asked = asyncio.Condition()
         self._controller: asyncio.Future[Any] = asyncio.get_event_loop().create_future()
 
@@ -123,6 +125,12 @@ class _Mailbox:
     async def wait_until_wanted(self, epoch: int) -> None:
         async with self._asked:
             await self._asked.wait_for(lambda: self._wanted >= epoch)
+
+    async def lack_memory(self, micro_batch_size: int) -> None:
+        self._micro_batch_size = micro_batch_size
+
+    async def micro_batch_size(self) -> int:
+        return self._micro_batch_size
 
     async def hand_over(self, controller: Any) -> None:
         if not self._controller.done():
@@ -177,14 +185,21 @@ def _train_loop(given: dict[str, Any]) -> None:
     mailbox = given["mailbox"]
     first = ray.get(mailbox.wanted.remote())  # later than 1 after a restart
     config = TrialConfig.from_dict(given["config"])
+    if micro_batch_size := ray.get(mailbox.micro_batch_size.remote()):
+        config = config.replace({"micro_batch_size": micro_batch_size})
     try:
-        epochs = TrialRunner(given["job"]).epochs(given["number"], config, device, workers)
+        epochs = TrialRunner(given["job"]).epochs(given["folder"], config, device, workers)
         for epoch in range(1, config.epochs + 1):
             if epoch >= first:
                 ray.get(mailbox.wait_until_wanted.remote(epoch))
             metrics = next(epochs)
             if epoch >= first:
                 ray.train.report(metrics)
+    except torch.OutOfMemoryError:
+        # Raised, which restarts all workers from the last epoch, with half as many images at once.
+        size = config.micro_batch_size or config.batch_size // workers.size
+        ray.get(mailbox.lack_memory.remote(max(size // 2, 2)))
+        raise
     except FAILURES as error:
         # All workers fail alike, so all of them report; a raised error would be tried again.
         ray.train.report({FAILURE: failure_line(error)})

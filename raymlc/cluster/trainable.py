@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ray import tune
 
-from raymlc.cluster.train import FAILURE, METRICS, TorchTrainerEpochs, TrialFailed
+from raymlc.cluster.train import FAILURE, METRICS, TorchTrainerEpochs
 from raymlc.cluster.worker import Job, TrialRunner, failure_line
 from raymlc.trial import TrialConfig
 from raymlc.watch.recorder import trial_folder
@@ -62,7 +62,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._epochs.close()
 
     def _begin(self, given: dict[str, Any]) -> None:
-        self._number = given["number"]
+        self._folder = trial_folder(self._runner.job.folder, given["number"])
         self._config = TrialConfig.from_dict(given["config"])
         self._epochs = self._start()
 
@@ -70,18 +70,17 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         place = self._placement
         if place.torch_trainer:
             return TorchTrainerEpochs(
-                self._runner.job, self._number, self._config, place.workers, place.cpus, place.gpus
+                self._runner.job, self._folder, self._config, place.workers, place.cpus, place.gpus
             )
         return self._in_process()
 
     def _in_process(self) -> Generator[dict[str, float], None, None]:
         # A generator, so that what fails at the start fails in `step` and not in Tune.
         device = torch.device("cuda" if self._placement.gpus else "cpu")
-        yield from self._runner.epochs(self._number, self._config, device)
+        yield from self._runner.epochs(self._folder, self._config, device)
 
     def _write_down(self, error: Exception) -> str:
-        folder = trial_folder(self._runner.job.folder, self._number)
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         text = "".join(traceback.format_exception(error))
-        (folder / "error.txt").write_text(text, encoding="utf-8")
-        return str(error) if isinstance(error, TrialFailed) else failure_line(error)
+        (self._folder / "error.txt").write_text(text, encoding="utf-8")
+        return failure_line(error)

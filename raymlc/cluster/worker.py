@@ -12,12 +12,15 @@ from raymlc.data.store import BrokenImages, ImageSplit, open_split
 from raymlc.data.table import Table
 from raymlc.errors import one_line
 from raymlc.training.evaluate import Workers
-from raymlc.training.loop import Diverged
-from raymlc.training.run import run_trial
+from raymlc.training.loop import Diverged, Progress
+from raymlc.training.run import Keep, run_trial
 from raymlc.trial import TrialConfig
-from raymlc.watch.recorder import trial_folder
 
 FAILURES = (ValueError, Diverged, torch.OutOfMemoryError)  # end a trial, but not its process
+
+
+class TrialFailed(RuntimeError):
+    """A trial that ended without its last epoch, in one line."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Job:
     """What all trials of a sweep have in common, as a process on any node needs it.
 
     table: as the driver read it, so that all trials see the same rows. folder: of the sweep, on
-    storage that every node sees. cache: where each node keeps its decoded images.
+    storage that every node sees. cache: where each node keeps its decoded images. metric: which
+    chooses a trial's checkpoints; keep: how many of them.
     """
 
     table: Table
@@ -33,6 +37,7 @@ class Job:
     cache: Path
     broken_images: BrokenImages
     metric: str
+    keep: Keep = Keep()
 
 
 class TrialRunner:
@@ -44,21 +49,24 @@ class TrialRunner:
 
     def epochs(
         self,
-        number: int,
+        folder: Path,
         config: TrialConfig,
         device: torch.device,
         workers: Workers = Workers(),
+        progress: Progress | None = None,
     ) -> Iterator[dict[str, float]]:
-        """The epochs of a trial, as `run_trial` yields them."""
+        """The epochs of a trial in its folder, as `run_trial` yields them."""
         return run_trial(
             config,
             self.job.table.labels,
             self._open("train", config.image_size),
             self._open("val", config.image_size),
-            trial_folder(self.job.folder, number),
+            folder,
             self.job.metric,
             device,
             workers,
+            self.job.keep,
+            progress,
         )
 
     def _open(self, name: str, image_size: int) -> ImageSplit:
@@ -73,4 +81,4 @@ class TrialRunner:
 
 def failure_line(error: BaseException) -> str:
     """An exception in one line."""
-    return str(error) if isinstance(error, Diverged) else one_line(error)
+    return str(error) if isinstance(error, Diverged | TrialFailed) else one_line(error)

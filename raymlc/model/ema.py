@@ -15,11 +15,15 @@ class EMA:
     After update t (from 0) the decay is min(decay, 1 - (1 + t)^(-2/3)), timm's warm-up: the first
     update copies the model, so the average never remembers the weights it started from. Buffers of
     whole numbers are copied. `ema.model` is the model to evaluate.
+
+    device: where the average is kept, if not beside the model; each update then copies the weights
+    there and waits for them.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+    def __init__(self, model: nn.Module, decay: float, device: torch.device | None = None) -> None:
+        self.model = copy.deepcopy(model).to(device).requires_grad_(False).eval()
         self.decay = decay
+        self._device = device
         self.updates = 0
         averages = self.model.state_dict(keep_vars=True)
         tensors = model.state_dict(keep_vars=True)
@@ -33,7 +37,10 @@ class EMA:
     def update(self) -> None:
         """Take in the model's present weights; call it after every optimizer step."""
         decay = min(self.decay, 1 - (1 + self.updates) ** (-2 / 3))
-        torch._foreach_lerp_(self._averages, self._tensors, 1 - decay)
+        tensors = self._tensors
+        if self._device is not None:
+            tensors = [tensor.to(self._device) for tensor in tensors]
+        torch._foreach_lerp_(self._averages, tensors, 1 - decay)
         for average, tensor in self._whole:
             average.copy_(tensor)
         self.updates += 1

@@ -5,6 +5,7 @@ Shapes: B images, C = 3 channels, H and W pixels, F features, K classes of a hea
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from raymlc.errors import UserError, one_line
 from raymlc.labels import Labels
 from raymlc.model.backbones import unknown_backbone
+from raymlc.model.start import start_from
 from raymlc.trial import TrialConfig
 
 
@@ -57,17 +59,22 @@ def build_network(config: TrialConfig, labels: Labels, fetch: bool = True) -> Ne
     if named and (not timm.is_model(family) or (tag and config.backbone not in known)):
         raise UserError(unknown_backbone(config.backbone, known))
     try:
-        if fetch and config.weights:
+        own = fetch and bool(config.weights) and Path(config.weights).is_dir()  # a checkpoint
+        if fetch and config.weights and not own:
             backbone = _create_from_file(config)
         else:
-            backbone = _create(config, load=fetch and config.pretrained)
+            backbone = _create(config, load=fetch and config.pretrained and not own)
     except UserError:
         raise
     except Exception as error:
         raise UserError(_refusal(config, fetch, error)) from error
+    _set_batch_norm(config, backbone)
     if fetch:
         _check_image_size(config, backbone)
-    return Network(backbone, labels, config.drop_rate)
+    network = Network(backbone, labels, config.drop_rate)
+    if own:
+        start_from(Path(config.weights), network.backbone, network.heads, labels)
+    return network
 
 
 def _create(config: TrialConfig, load: bool) -> nn.Module:
@@ -111,6 +118,20 @@ def _create_from_file(config: TrialConfig) -> nn.Module:
             f" {len(same)} of them, {same[0]} for one; give the file that fits the backbone"
         )
     return loaded
+
+
+def _set_batch_norm(config: TrialConfig, backbone: nn.Module) -> None:
+    wanted = {"momentum": config.bn_momentum, "eps": config.bn_eps}
+    wanted = {name: value for name, value in wanted.items() if value}
+    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if (wanted or config.sync_bn) and not norms:
+        raise UserError(
+            f"bn_momentum, bn_eps and sync_bn are of batch norm, but {config.backbone!r} has none;"
+            " leave them as they are"
+        )
+    for norm in norms:
+        for name, value in wanted.items():
+            setattr(norm, name, value)
 
 
 def _check_image_size(config: TrialConfig, backbone: nn.Module) -> None:

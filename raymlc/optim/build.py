@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,13 +15,19 @@ from raymlc.optim.adamp import AdamP
 from raymlc.trial import TrialConfig
 
 
-def build_optimizer(config: TrialConfig, network: Network) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: TrialConfig, network: Network, others: Iterable[torch.nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """The optimizer of a trial over every parameter that trains.
 
+    others: parameters beside the network's, such as learnt weights of the heads' losses; they get
+        the trial's lr and no weight decay.
     Raises UserError for an optimizer that timm does not know, that a trial cannot run, or that does
     not take the trial's values.
     """
     groups = parameter_groups(config, network)
+    if more := list(others):
+        groups.append({"params": more, "lr": config.lr, "peak_lr": config.lr, "weight_decay": 0.0})
     betas = (config.beta1, config.beta2)
     if config.optimizer == "adamp":
         return AdamP(
@@ -50,12 +56,27 @@ def build_optimizer(config: TrialConfig, network: Network) -> torch.optim.Optimi
             f"optimizer {config.optimizer!r} does not take the trial's values: {error};"
             " change them, or the optimizer"
         ) from error
+    if config.gc:
+        for group in optimizer.param_groups:
+            group["gc"], group["gc_conv_only"] = True, config.gc_conv_only
+        optimizer.register_step_pre_hook(_centralize)
     return optimizer
+
+
+def _centralize(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+    """Centralize the gradients of every group that asks for it (arXiv:2004.01461)."""
+    for group in optimizer.param_groups:
+        least = 4 if group["gc_conv_only"] else 2
+        for parameter in group["params"]:
+            grad = parameter.grad
+            if grad is not None and grad.dim() >= least:
+                grad.sub_(grad.mean(dim=tuple(range(1, grad.dim())), keepdim=True))
 
 
 def _check_optimizer(name: str) -> None:
     from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers
 
+    name = name.removeprefix("lookahead_")  # arXiv:1907.08610 around any of them
     if name not in list_optimizers():
         way_out = did_you_mean(
             name, list_optimizers(), "timm.optim.list_optimizers() names them all"
@@ -105,20 +126,47 @@ def parameter_groups(config: TrialConfig, network: Network) -> list[dict[str, An
     return list(groups.values())
 
 
-def lr_factor(config: TrialConfig, step: int, steps_per_epoch: int) -> float:
+def lr_factor(config: TrialConfig, step: int, steps_per_epoch: int, decays: int = 0) -> float:
     """The share of the peak lr at a step, counted from 0 over the whole training.
 
-    With t epochs done at the step's end: t / warmup_epochs during warm-up; then for "constant" 1,
-    for "cosine" half a cosine over all epochs, warm-up included, that ends at min_lr_ratio with the
-    last step (arXiv:1608.03983).
+    With t epochs done at the step's end, warm-up goes linearly from warmup_lr_ratio to 1 at
+    t = warmup_epochs. After it, never below min_lr_ratio: "constant" is 1; "cosine" half a cosine
+    over all epochs, warm-up included and cooldown left out, that ends at min_lr_ratio and stays
+    there (arXiv:1608.03983); "step" is multiplied by decay_rate after each decay_epochs; "plateau"
+    by decay_rate for each of `decays`, which `plateau_decays` counts.
     """
     t = (step + 1) / steps_per_epoch
+    least = config.min_lr_ratio
     if t < config.warmup_epochs:
-        return t / config.warmup_epochs
+        start = config.warmup_lr_ratio
+        return start + (1 - start) * t / config.warmup_epochs
     if config.schedule == "constant":
         return 1.0
-    cosine = (1 + math.cos(math.pi * t / config.epochs)) / 2
-    return config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine
+    if config.schedule == "cosine":
+        done = min(t / (config.epochs - config.cooldown_epochs), 1.0)
+        return least + (1 - least) * (1 + math.cos(math.pi * done)) / 2
+    if config.schedule == "step":
+        # A hair more, since a step that begins with an epoch may lie a rounding error before it.
+        decays = math.floor(step / steps_per_epoch / config.decay_epochs + 1e-9)
+    return max(config.decay_rate**decays, least)
+
+
+def plateau_decays(losses: Sequence[float], patience: int) -> int:
+    """How often a plateau was met in the validation losses of all epochs so far.
+
+    As torch's ReduceLROnPlateau counts: an epoch is good if its loss lies 0.01 % below the best so
+    far; after more than `patience` epochs in a row that are not, the lr decays and counting begins
+    anew. A loss that is not a number is not good.
+    """
+    best, bad, decays = math.inf, 0, 0
+    for loss in losses:
+        if loss < best * (1 - 1e-4):
+            best, bad = loss, 0
+        else:
+            bad += 1
+        if bad > patience:
+            decays, bad = decays + 1, 0
+    return decays
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

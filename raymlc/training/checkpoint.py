@@ -23,7 +23,7 @@ from raymlc.data.batches import Normalization
 from raymlc.errors import UserError, one_line
 from raymlc.labels import Labels
 from raymlc.model.network import Network, build_network
-from raymlc.training.loop import Training
+from raymlc.training.state import Training
 from raymlc.trial import TrialConfig
 
 WEIGHTS, TRIAL, LABELS = "model.safetensors", "trial.json", "labels.json"

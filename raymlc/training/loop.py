@@ -2,85 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raymlc.data.batches import Normalization, steps_per_epoch, training_batches
+from raymlc.data.batches import Batch, steps_per_epoch, training_batches
 from raymlc.data.store import ImageSplit
-from raymlc.labels import Labels
-from raymlc.model.ema import EMA
-from raymlc.model.loss import multi_head_loss
-from raymlc.model.network import Network, build_network
-from raymlc.optim.build import build_optimizer, lr_factor, set_lr
-from raymlc.training.evaluate import Workers, autocast, autocast_dtype, evaluate
-from raymlc.trial import TrialConfig
+from raymlc.errors import UserError
+from raymlc.model.loss import HeadLosses
+from raymlc.optim.build import lr_factor, plateau_decays, set_lr
+from raymlc.training.evaluate import Workers, evaluate
+from raymlc.training.state import Training
+from raymlc.training.step import Learner
+
+Progress = Callable[[Iterable[Batch]], Iterable[Batch]]  # sees an epoch's batches as they go by
 
 
 class Diverged(FloatingPointError):
     """A trial whose loss is no longer a finite number."""
-
-
-class Training:
-    """Everything that changes while a trial trains, ready for its next epoch.
-
-    fetch: load the weights that the trial starts from; False if `load_state_dict` follows.
-    Raises UserError for a backbone, weights or optimizer that cannot be had.
-    """
-
-    def __init__(
-        self, config: TrialConfig, labels: Labels, device: torch.device, fetch: bool = True
-    ) -> None:
-        torch.manual_seed(config.seed)  # so that the heads start alike on every worker
-        self.config = config
-        self.labels = labels
-        self.device = device
-        network = build_network(config, labels, fetch)
-        self.normalization = normalization_of(network)
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.network: Network = network.to(device, memory_format=layout)  # type: ignore[call-overload]
-        self.optimizer = build_optimizer(config, self.network)
-        self.dtype = autocast_dtype(config.precision, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.ema = EMA(self.network, config.ema_decay) if config.ema_decay else None
-        self.epoch = 0  # epochs done
-
-    @property
-    def deployed(self) -> nn.Module:
-        """The model that is scored and stored: the moving average where the trial keeps one."""
-        return self.ema.model if self.ema else self.network
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that a later process needs to go on as if nothing had happened.
-
-        No state of random generators: each epoch seeds its own.
-        """
-        return {
-            "epoch": self.epoch,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the state_dict of a training of the same trial."""
-        self.epoch = state["epoch"]
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.ema:
-            self.ema.load_state_dict(state["ema"])
-
-
-def normalization_of(network: Network) -> Normalization:
-    """The pixel statistics that the backbone's pretrained weights expect."""
-    settings: dict[str, Any] = network.backbone.pretrained_cfg  # type: ignore[assignment]
-    return Normalization(tuple(settings["mean"]), tuple(settings["std"]))
 
 
 def fit(
@@ -88,87 +31,108 @@ def fit(
     train: ImageSplit,
     val: ImageSplit,
     workers: Workers = Workers(),
+    progress: Progress | None = None,
 ) -> Iterator[dict[str, float]]:
     """Train on, yielding one dict of metrics after each epoch that is left.
 
     Keys are TensorBoard tags: "epoch" (from 1), "lr" (the backbone's, at the epoch's last step),
-    "train/loss" (smoothed and augmented), "images_per_second" (of training, over all workers) and
-    `evaluate`'s under "val" for the deployed weights; with a moving average, those of the raw
-    weights under "val_raw". Every worker yields the same dict.
+    "train/loss" (smoothed, weighted and augmented) and "train/loss/HEAD", "images_per_second" (of
+    training, over all workers) and `evaluate`'s under "val" for the deployed weights; with a moving
+    average, those of the raw weights under "val_raw". Where a trial has them, "train/weight/HEAD"
+    (learnt weights of the heads' losses) and "micro_batch_size". Every worker yields the same dict.
+    progress: passes on an epoch's batches, which lets it show how far the epoch is.
     While the caller holds a dict, `training` is in the state it describes: that is when to save.
     Raises Diverged, with the epoch and the heads, if the epoch's loss was not finite; UserError if
-    batch_size fits neither the rows nor the workers.
+    batch_size fits neither the rows nor the workers, or sync_bn not the device.
     """
     config = training.config
-    model = workers.wrap(training.network)
+    if config.sync_bn and workers.size > 1 and training.device.type == "cpu":
+        raise UserError("sync_bn needs GPUs, but the workers are on the CPU; set it to false there")
+    losses = HeadLosses(config, training.labels, train.targets, training.device)
+    learner: Learner | None = None
     while training.epoch < config.epochs:
+        if learner is None or learner.frozen != training.frozen:
+            learner = Learner(training, losses, workers)
         _seed(config.seed, training.epoch, workers.rank)
         started = time.perf_counter()
-        loss = _train_epoch(training, model, train, workers)
+        metrics = _train_epoch(learner, train, progress)
         seconds = time.perf_counter() - started
         steps = steps_per_epoch(len(train), config.batch_size)
         training.epoch += 1
-        metrics = {
+        metrics |= {
             "epoch": float(training.epoch),
             "lr": training.optimizer.param_groups[0]["lr"],
-            "train/loss": loss,
             "images_per_second": steps * config.batch_size / seconds,
         }
-        models = {"val": training.deployed} | (
-            {"val_raw": training.network} if training.ema else {}
+        if training.micro_batch_size:
+            metrics["micro_batch_size"] = float(training.micro_batch_size)
+        yield metrics | _validate(training, val, workers)
+
+
+def _validate(training: Training, val: ImageSplit, workers: Workers) -> dict[str, float]:
+    """The metrics of the deployed weights and, beside a moving average, of the raw ones."""
+    config = training.config
+    metrics: dict[str, float] = {}
+    models = {"val": training.deployed} | ({"val_raw": training.network} if training.ema else {})
+    for prefix, scored in models.items():
+        model = training.on_device(scored)
+        _average_buffers(model, workers)
+        if model is not scored:
+            scored.load_state_dict(model.state_dict())
+        counts = evaluate(
+            model,
+            training.labels,
+            val,
+            training.normalization,
+            training.device,
+            batch_size=config.batch_size // workers.size,
+            precision=config.precision,
+            eval_crop=config.eval_crop,
+            interpolation=config.interpolation,
+            workers=workers,
         )
-        for prefix, scored in models.items():
-            _average_buffers(scored, workers)
-            metrics |= evaluate(
-                scored,
-                training.labels,
-                val,
-                training.normalization,
-                training.device,
-                batch_size=config.batch_size // workers.size,
-                precision=config.precision,
-                prefix=prefix,
-                workers=workers,
-            )
-        yield metrics
+        metrics |= counts.metrics(prefix)
+        if prefix == "val":
+            training.counts = counts
+    training.val_losses.append(metrics["val/loss"])
+    return metrics
 
 
 def _train_epoch(
-    training: Training, model: nn.Module, train: ImageSplit, workers: Workers
-) -> float:
-    """One epoch of steps; the mean loss of its steps. Nothing in a step waits for the device."""
-    config, device, optimizer = training.config, training.device, training.optimizer
+    learner: Learner, train: ImageSplit, progress: Progress | None
+) -> dict[str, float]:
+    """One epoch of steps, in which nothing waits for the device; its losses."""
+    training, workers = learner.training, learner.workers
+    config, device, names = training.config, training.device, training.labels.names
     steps = steps_per_epoch(len(train), config.batch_size)
-    loss_sum = torch.zeros((), device=device)
-    head_sums = {head: torch.zeros((), device=device) for head in training.labels.names}
+    decays = plateau_decays(training.val_losses, config.patience_epochs)
     batches = training_batches(
         train, config, training.normalization, device, training.epoch, workers.rank, workers.size
     )
-    model.train()
-    for step, batch in enumerate(batches):
-        set_lr(optimizer, lr_factor(config, training.epoch * steps + step, steps))
-        with autocast(training.dtype, device):
-            logits = model(batch.images_BCHW)
-        loss, sums = multi_head_loss(logits, batch.targets, batch.known, config.smoothing)
-        training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if config.clip_grad:
-            training.scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(training.network.parameters(), config.clip_grad, foreach=True)
-        training.scaler.step(optimizer)
-        training.scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        if training.ema:
-            training.ema.update()
-        loss_sum += loss.detach()
-        for head, value in sums.items():
-            head_sums[head] += value
-    summed = torch.stack([loss_sum, *head_sums.values()])
+    learner.model.train()
+    if learner.frozen:
+        training.network.backbone.eval()  # its batch statistics stay, too
+    summed = torch.zeros(1 + len(names), device=device)
+    known = dict.fromkeys(names, 0.0)
+    for step, batch in enumerate(progress(batches) if progress else batches):
+        factor = lr_factor(config, training.epoch * steps + step, steps, decays)
+        set_lr(training.optimizer, factor)
+        summed += learner.step(batch)
+        for name in names:
+            known[name] += batch.known[name] * workers.size
     workers.sum_(summed)
-    _check_finite(summed, list(head_sums), training.epoch + 1)
-    return float(summed[0]) / (steps * workers.size)
+    _check_finite(summed, names, training.epoch + 1)
+    values = summed.tolist()
+    metrics = {"train/loss": values[0] / (steps * workers.size)}
+    for name, value in zip(names, values[1:], strict=True):
+        metrics[f"train/loss/{name}"] = value / known[name] if known[name] else math.nan
+    if config.task_weighting != "fixed":
+        weights = training.weighting.weights_H().tolist()
+        metrics |= {f"train/weight/{n}": w for n, w in zip(names, weights, strict=True)}
+    return metrics
 
 
-def _check_finite(summed: Tensor, heads: list[str], epoch: int) -> None:
+def _check_finite(summed: Tensor, heads: Sequence[str], epoch: int) -> None:
     finite = summed.isfinite().tolist()
     if not all(finite):
         lost = [head for head, good in zip(heads, finite[1:], strict=True) if not good]

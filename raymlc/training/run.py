@@ -1,9 +1,14 @@
-"""A trial in its folder: trained epoch by epoch, its best checkpoint kept, resumed where it was."""
+"""A trial in its folder: trained epoch by epoch, the best kept, resumed where it was."""
 
 from __future__ import annotations
 
+import csv
 import math
-from collections.abc import Iterator
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,10 +24,24 @@ from raymlc.training.checkpoint import (
     save_last,
 )
 from raymlc.training.evaluate import Workers
-from raymlc.training.loop import Training, fit
+from raymlc.training.loop import Progress, fit
+from raymlc.training.state import Training
 from raymlc.trial import TrialConfig
 
-BEST, LAST = "best", "last"  # the folders in a trial's folder
+BEST, LAST, EPOCHS, HEADS = "best", "last", "epochs", "heads"  # the folders in a trial's folder
+SUMMARY = "summary.csv"
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints of a trial are kept, beside the best and what it needs to go on.
+
+    top: this many best epochs, each in epochs/NNNN, the best of all among them; 1 keeps `best`
+    alone. heads: for each head the epoch that was best for it, in heads/NAME.
+    """
+
+    top: int = 1
+    heads: bool = False
 
 
 def run_trial(
@@ -34,11 +53,14 @@ def run_trial(
     metric: str,
     device: torch.device,
     workers: Workers = Workers(),
+    keep: Keep = Keep(),
+    progress: Progress | None = None,
 ) -> Iterator[dict[str, float]]:
     """Yield the metrics of every epoch: those that `folder` already holds, then new ones.
 
-    folder/best is the checkpoint of the epoch with the best `metric`. Each epoch is on disk before
-    it is yielded: a process killed at any moment loses the epoch it was in. Only worker 0 writes.
+    folder/best is the checkpoint of the epoch with the best `metric`; folder/summary.csv has a row
+    an epoch. Each epoch is on disk before it is yielded: a process killed at any moment loses the
+    epoch it was in. Only worker 0 writes. progress: as `fit` has it.
     Raises what `fit` and `Training` raise.
     """
     history = load_history(folder / LAST)
@@ -48,26 +70,89 @@ def run_trial(
     training = Training(config, labels, device, fetch=not history)
     if history:
         load_last(folder / LAST, training)
-    best = read_score(folder / BEST)
-    for metrics in fit(training, train, val, workers):
-        if _better(metrics[metric], best.get(metric, math.nan), metric):
-            best = metrics
-            if workers.rank == 0:
-                save_checkpoint(
-                    folder / BEST,
-                    training.deployed,
-                    config,
-                    labels,
-                    training.normalization,
-                    metrics,
-                )
+    for metrics in fit(training, train, val, workers, progress):
         history.append(metrics)
         if workers.rank == 0:
+            _keep_best(training, metrics, folder, metric, keep)
+            _write_summary(folder / SUMMARY, history)
             save_last(folder / LAST, training, history)
         yield metrics
+
+
+def best_epochs(history: Sequence[dict[str, float]], metric: str, count: int) -> list[int]:
+    """The numbers of the `count` epochs with the best `metric`, best first, of equals the first.
+
+    Epochs in which it is not a number are left out.
+    """
+    sign = -1 if higher_is_better(metric) else 1
+    known = [metrics for metrics in history if not math.isnan(metrics[metric])]
+    known.sort(key=lambda metrics: sign * metrics[metric])
+    return [int(metrics["epoch"]) for metrics in known[:count]]
+
+
+def head_folder(folder: Path, labels: Labels, head: str) -> Path:
+    """Where a trial keeps the checkpoint that was best for one head."""
+    # Names of columns may hold what a file name must not; the place keeps them apart.
+    plain = re.sub(r"[^\w.-]+", "_", head)[:60]
+    return folder / HEADS / f"{labels.names.index(head)}_{plain}"
+
+
+def _keep_best(
+    training: Training, metrics: dict[str, float], folder: Path, metric: str, keep: Keep
+) -> None:
+    places = {folder / BEST: metric}
+    if keep.heads:
+        kind = "/".join(metric.split("/")[:2])
+        places |= {
+            head_folder(folder, training.labels, head): f"{kind}/{head}"
+            for head in training.labels.names
+            if f"{kind}/{head}" in metrics
+        }
+    for place, name in places.items():
+        if _better(metrics[name], read_score(place).get(name, math.nan), name):
+            _save(training, metrics, place)
+    if keep.top > 1:
+        _keep_top(training, metrics, folder / EPOCHS, metric, keep.top)
+
+
+def _keep_top(
+    training: Training, metrics: dict[str, float], folder: Path, metric: str, top: int
+) -> None:
+    scores = [read_score(place) for place in folder.glob("[0-9]*")]
+    # Of an epoch that is trained again after a kill, the checkpoint is there already.
+    scores = [score for score in scores if score["epoch"] != metrics["epoch"]]
+    best = best_epochs([*scores, metrics], metric, top)
+    if metrics["epoch"] in best:
+        _save(training, metrics, folder / f"{training.epoch:04}")
+    for score in scores:
+        if int(score["epoch"]) not in best:
+            shutil.rmtree(folder / f"{int(score['epoch']):04}")
+
+
+def _save(training: Training, metrics: dict[str, float], folder: Path) -> None:
+    save_checkpoint(
+        folder,
+        training.deployed,
+        training.config,
+        training.labels,
+        training.normalization,
+        metrics,
+    )
 
 
 def _better(value: float, best: float, metric: str) -> bool:
     if math.isnan(value) or math.isnan(best):
         return not math.isnan(value)
     return value > best if higher_is_better(metric) else value < best
+
+
+def _write_summary(path: Path, history: Sequence[dict[str, float]]) -> None:
+    columns = list(dict.fromkeys(name for metrics in history for name in metrics))
+    columns.sort(key=lambda name: name != "epoch")  # it names the row
+    filling = path.with_name(f".{path.name}.filling")
+    filling.parent.mkdir(parents=True, exist_ok=True)
+    with filling.open("w", newline="", encoding="utf-8") as file:
+        lines = csv.DictWriter(file, columns, restval="")
+        lines.writeheader()
+        lines.writerows(history)
+    os.replace(filling, path)

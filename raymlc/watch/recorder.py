@@ -15,7 +15,7 @@ from raymlc.search.study import Assignment, StudyBook
 from raymlc.training.checkpoint import discard_state, read_score
 from raymlc.training.run import BEST, LAST
 from raymlc.watch.progress import Lines
-from raymlc.watch.tensorboard import EventFiles
+from raymlc.watch.tensorboard import EventFile
 
 
 def trial_folder(folder: Path, number: int) -> Path:
@@ -52,7 +52,7 @@ class Recorder:
         self.book = book
         self._folder = folder
         self._heads = heads
-        self._events = EventFiles(folder)
+        self._events: dict[int, EventFile] = {}  # of the trials that run
         done = sum(row.state != "RUNNING" for row in book.rows())
         self._lines = Lines(console, book.metric, trials, done)
 
@@ -69,7 +69,7 @@ class Recorder:
     def epoch(self, number: int, metrics: dict[str, float]) -> bool:
         """Record an epoch; whether the trial is to be stopped here."""
         stop = self.book.report(number, metrics)
-        self._events.epoch(number, metrics)
+        self._events_of(number).epoch(metrics)
         self._lines.epoch(number, metrics)
         return stop
 
@@ -82,10 +82,17 @@ class Recorder:
         discard_state(folder / LAST)
         rows = self.book.rows()
         row = next(row for row in rows if row.number == number)
-        self._events.end(number, row.params, stored)
+        self._events_of(number).end(row.params, stored)
+        del self._events[number]
         self._lines.end(row, self._heads, rows[0])
 
     def close(self) -> None:
         """Close the event files and take the bar away; the study needs no closing."""
-        self._events.close()
+        for events in self._events.values():
+            events.close()
         self._lines.close()
+
+    def _events_of(self, number: int) -> EventFile:
+        if number not in self._events:
+            self._events[number] = EventFile(trial_folder(self._folder, number))
+        return self._events[number]

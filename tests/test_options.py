@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raymlc.errors import UserError
-from raymlc.search.options import TuneOptions
+from raymlc.options import TuneOptions
 
 NAMES = [field.name for field in dataclasses.fields(TuneOptions)]
 FULL = TuneOptions(
@@ -95,7 +95,7 @@ def test_another_file_is_refused_by_its_path(tmp_path: Path, content: str) -> No
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError) as refused:
         TuneOptions.load(path)
-    assert str(refused.value).startswith(f"{path} must hold a sweep's options, but: ")
+    assert str(refused.value).startswith(f"{path} must hold a run's options, but: ")
 
 
 def test_options_of_another_release_are_refused(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_resumed_sweep_keeps_its_data_heads_and_metric(name: str, value: Any) 
     with pytest.raises(UserError) as refused:
         changed.check_kept(FULL)
     line = str(refused.value)
-    assert line.startswith(f"a resumed sweep keeps its {name}, but that is {getattr(FULL, name)} ")
+    assert line.startswith(f"a resumed run keeps its {name}, but that is {getattr(FULL, name)} ")
     assert f"and not {value}; " in line
 
 

@@ -1,0 +1,141 @@
+"""From checked options to one trained trial: in this process, or in the workers of a Ray."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Generator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from raymlc.cluster.worker import FAILURES, Job, TrialFailed, TrialRunner, failure_line
+from raymlc.data.batches import check_batch_size, steps_per_epoch
+from raymlc.data.store import open_split
+from raymlc.data.table import Table
+from raymlc.errors import UserError
+from raymlc.model.start import start_lines
+from raymlc.options import TrainOptions
+from raymlc.training.checkpoint import load_history, read_score
+from raymlc.training.metrics import majority_accuracy
+from raymlc.training.run import BEST, LAST, SUMMARY, Keep
+from raymlc.trial import TrialConfig
+from raymlc.watch.progress import track
+from raymlc.watch.tensorboard import EventFile
+from raymlc.watch.training import TrainingLines, table_of_heads
+
+
+def train_trial(
+    options: TrainOptions, folder: Path, config: TrialConfig, table: Table, console: Console
+) -> int:
+    """Train a trial in its folder and say how it goes: 0 well, 1 failed, 130 Ctrl-C.
+
+    Raises UserError for images, weights or a Ray that cannot be had.
+    """
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    for name in ("train", "val"):
+        images = open_split(
+            table.splits[name],
+            config.image_size,
+            options.cache,
+            options.broken_images,
+            partial(track, console),
+        )
+        if name == "train":
+            check_batch_size(config.batch_size, len(images), options.workers)
+            steps = steps_per_epoch(len(images), config.batch_size)
+    for line in start_lines(config.weights, table.labels):
+        say(line)
+    say(f"the training is kept in {folder}")
+    lines = TrainingLines(
+        console,
+        options.metric,
+        table.labels.names,
+        steps * config.batch_size,
+        config.epochs,
+        len(load_history(folder / LAST)),
+    )
+    job = Job(
+        table,
+        folder,
+        options.cache.expanduser().absolute(),
+        options.broken_images,
+        options.metric,
+        Keep(options.keep, options.keep_heads),
+    )
+    events = EventFile(folder)
+    failure = ""
+    try:
+        with closing(_epochs(options, job, config, lines)) as epochs:
+            for metrics in epochs:
+                events.epoch(metrics)
+                lines.epoch(metrics)
+    except KeyboardInterrupt:
+        command = ["python", "-m", "raymlc.train", "--output", str(folder.parent)]
+        command += ["--name", folder.name, "--resume"]
+        say(f"interrupted; every finished epoch is kept. Go on with:\n  {shlex.join(command)}")
+        return 130
+    except UserError:
+        raise
+    except (*FAILURES, TrialFailed) as error:
+        failure = failure_line(error)
+    finally:
+        lines.close()
+        events.close()
+    best = read_score(folder / BEST)
+    if best:
+        changed = {n: v for n, v in config.to_dict().items() if v != TrialConfig().to_dict()[n]}
+        events.end({n: v for n, v in changed.items() if not isinstance(v, dict)}, best)
+        _conclude(options, folder, table, best, console)
+    if failure:
+        say(f"the training failed: {failure}")
+    return 1 if failure else 0
+
+
+def _epochs(
+    options: TrainOptions, job: Job, config: TrialConfig, lines: TrainingLines
+) -> Generator[dict[str, float], None, None]:
+    if options.workers == 1 and options.trainer == "process" and options.address is None:
+        gpu = torch.cuda.is_available() and options.gpus_per_worker != 0
+        if options.cpus_per_worker:
+            torch.set_num_threads(max(1, int(options.cpus_per_worker)))
+        device = torch.device("cuda" if gpu else "cpu")
+        yield from TrialRunner(job).epochs(job.folder, config, device, progress=lines.batches)
+        return
+    # Ray takes seconds to import, and a training in its own process needs none.
+    from raymlc.cluster.sweep import Resources, place, ray_session
+    from raymlc.cluster.train import TorchTrainerEpochs
+
+    asked = Resources(
+        options.workers, True, options.cpus_per_worker, options.gpus_per_worker, concurrency=1
+    )
+    try:
+        with ray_session(options.address, options.verbose):
+            placement, _ = place(asked, growing=options.address is not None)
+            with closing(
+                TorchTrainerEpochs(
+                    job, job.folder, config, options.workers, placement.cpus, placement.gpus
+                )
+            ) as epochs:
+                yield from epochs
+    finally:
+        shutil.rmtree(job.folder / "ray-train", ignore_errors=True)
+
+
+def _conclude(
+    options: TrainOptions, folder: Path, table: Table, best: dict[str, float], console: Console
+) -> None:
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    majority = majority_accuracy(
+        table.labels, table.splits["train"].targets, table.splits["val"].targets
+    )
+    title = f"epoch {best['epoch']:.0f}, the best by {options.metric}, on val"
+    console.print(table_of_heads(best, table.labels.names, majority, title))
+    for line in table.labels.unseen_lines(table.splits["val"].targets):
+        say(line)
+    say(f"checkpoint: {folder / BEST}")
+    say(f"all epochs: {folder / SUMMARY}")
+    say(f"TensorBoard: tensorboard --logdir {shlex.quote(str(folder))}")

@@ -1,0 +1,153 @@
+"""What a command that trains does first: read its options, claim its folder, read its data."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from raymlc.data.demo import draw_demo
+from raymlc.data.table import Table, choose_heads, read_header, read_table
+from raymlc.errors import UserError
+from raymlc.labels import MISSING
+from raymlc.metric import check_metric
+from raymlc.options import RunOptions
+from raymlc.trial import parse_assignment
+
+_Options = TypeVar("_Options", bound=RunOptions)
+
+
+def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None) -> int:
+    """Run a command: its exit code; 2 for wrong input, said in a line; 130 after Ctrl-C."""
+    try:
+        return command(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # once trials run, it is caught where they are
+        print("interrupted before the first epoch", file=sys.stderr)
+        return 130
+
+
+def parse_options(
+    kind: type[_Options], arguments: Sequence[str], command: str, file: str
+) -> _Options:
+    """The options of a command line; of a resumed run, over those that its folder keeps in `file`.
+
+    Raises UserError for a run that cannot be resumed so.
+    """
+    options = _parse_over(kind(), arguments, command)
+    if not options.resume:
+        return options
+    if options.name is None:
+        raise UserError("--resume goes on with a run by its --name, but none is given")
+    path = options.output / options.name / file
+    if not path.is_file():
+        raise UserError(
+            f"--resume needs a run that began, but {path.parent} holds none; leave --resume out"
+        )
+    saved = dataclasses.replace(
+        kind.load(path), output=options.output, name=options.name, resume=False
+    )
+    options = _parse_over(saved, arguments, command)
+    options.check_kept(saved)
+    return options
+
+
+def _parse_over(default: _Options, arguments: Sequence[str], command: str) -> _Options:
+    return tyro.cli(
+        type(default),
+        prog=f"python -m raymlc.{command}",
+        args=list(arguments),
+        default=default,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+@contextmanager
+def claimed_folder(options: RunOptions, files: Sequence[str]) -> Iterator[Path]:
+    """The run's folder, made if need be, for as long as the block runs this process's alone.
+
+    files: the names of which a folder that a run has begun in holds one.
+    Raises UserError for a name that is taken, and for a run that another process is at.
+    """
+    name = options.name or time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = options.output.absolute() / name
+    if not options.resume and any((folder / file).exists() for file in files):
+        raise UserError(
+            f"a run {name!r} is in {options.output} already; go on with it by --resume, or choose"
+            " another --name"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
+    except OSError as error:
+        raise UserError(f"--output must be a folder to write in, but {folder}: {error}") from error
+    try:
+        lock = FileLock(folder / ".lock", timeout=0).acquire()
+    except Timeout:
+        raise UserError(
+            f"one process at a time is at a run, but another is at {folder}; wait for it, or"
+            " choose another --name"
+        ) from None
+    with lock:
+        yield folder
+
+
+def check_words(options: RunOptions) -> dict[str, Any]:
+    """The fields that the options fix. Raises UserError for what can be known without torch."""
+    for name in ("cpus_per_worker", "gpus_per_worker"):
+        value = getattr(options, name)
+        if value is not None and value < 0:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 0, but is {value}")
+    if options.workers < 1:
+        raise UserError(f"--workers must be at least 1, but is {options.workers}")
+    if options.data:
+        header = read_header(options.data)
+        check_metric(options.metric, choose_heads(header, options.heads, options.data.name))
+    fixed = dict(parse_assignment(text) for text in options.fixed)
+    if options.weights:
+        if not options.weights.exists():
+            raise UserError(f"--weights must name a file, but {options.weights} is not one")
+        fixed["weights"] = str(options.weights.absolute())
+    return fixed
+
+
+def read_data(options: RunOptions, console: Console) -> Table:
+    """The table of a run, or the built-in one, drawn unless it was before."""
+    data = options.data
+    if data is None:
+        data = options.cache.expanduser() / "demo"
+        if not data.exists():
+            console.print(f"drawing the built-in data set in {data}", highlight=False)
+        draw_demo(data)
+        check_metric(options.metric, choose_heads(read_header(data), options.heads, "train.csv"))
+    table = read_table(data, options.heads, options.val_fraction)
+    _check_metric_has_labels(options.metric, table)
+    return table
+
+
+def plain_console() -> Console:
+    """Where a command says how it goes."""
+    # Into a file or a pipe the table of trials needs more than the 80 columns of a terminal.
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+def _check_metric_has_labels(metric: str, table: Table) -> None:
+    """Raises UserError if nothing in the validation split has the label that the metric is of."""
+    targets = table.splits["val"].targets
+    known: Mapping[str, bool] = {
+        head: bool((targets.values_NT[:, columns.start] != MISSING).any())
+        for head, columns in targets.columns.items()
+    }
+    head = metric.partition("/")[2].partition("/")[2]
+    if not (known[head] if head else any(known.values())):
+        raise UserError(f"{metric} needs labels to validate on, but no validation row has any")

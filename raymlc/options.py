@@ -1,0 +1,144 @@
+"""The options of a sweep and of a training, typed, and kept in their folder for a resumption."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from raymlc.data.store import DEFAULT_CACHE, BrokenImages
+from raymlc.errors import UserError
+from raymlc.search.study import PrunerName, SamplerName
+
+_OF_THE_DATA = ("data", "heads", "metric", "val_fraction")  # which a resumption keeps
+_Options = TypeVar("_Options", bound="RunOptions")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What sweeps and single trainings are asked alike: data, folder, workers."""
+
+    data: Path | None = None
+    """Folder with train.csv, val.csv (and test.csv), or one CSV file to split: a column image_path,
+    relative to it, and a column for each head. Without it, a built-in data set is drawn."""
+    heads: tuple[str, ...] = ()
+    """The columns to predict. Default: all but image_path."""
+    metric: str = "val/accuracy"
+    """What the best is chosen by: val/accuracy, val/balanced_accuracy, val/macro_f1, val/loss or
+    another of validation's, over all heads or of one, such as val/accuracy/color."""
+    fixed: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE ...")] = ()
+    """Fields of the trial, such as backbone=efficientnet_b2 image_size=260 epochs=20; of a field
+    with a value a head, head_weights/color=2."""
+    weights: Path | None = None
+    """Pretrained weights: a file of the backbone's, or the folder of a checkpoint, whose heads are
+    kept where name and classes are the same."""
+    name: str | None = None
+    """Name of the run, which is its folder in --output. Default: the present time."""
+    output: Path = Path("runs")
+    """Where runs are kept; on a cluster, storage that every node sees."""
+    resume: bool = False
+    """Go on with the run --name, with its own options where none is given anew."""
+    val_fraction: float = 0.2
+    """Share of the training rows set aside for validation where there is no val.csv."""
+    broken_images: BrokenImages = "stop"
+    """What to do about an image that cannot be read: stop, or skip its row."""
+    cache: Path = DEFAULT_CACHE
+    """Where each node keeps its decoded images."""
+    workers: int = 1
+    """Processes that train one trial together; they share its batch_size, and lr stays as it is."""
+    trainer: Literal["process", "torch"] = "process"
+    """Where a trial of one worker runs: in its own warm process, or in a Ray TorchTrainer as trials
+    of more workers do."""
+    cpus_per_worker: float | None = None
+    """Cores of each worker, and its threads. Default: 1, or up to 4 beside a GPU; all of them for a
+    single training in its own process."""
+    gpus_per_worker: float | None = None
+    """GPUs of each worker; a fraction shares one. Default: 1 where there are any."""
+    address: str | None = None
+    """Ray cluster to join ("auto" inside of one). Default: a Ray of its own on this machine."""
+    verbose: bool = False
+    """Show what Ray itself says."""
+
+    def save(self, path: Path) -> None:
+        """Write the options as JSON."""
+        values = {
+            name: str(_lasting(value)) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls: type[_Options], path: Path) -> _Options:
+        """The options of `save`. Raises UserError for anything else."""
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            for field in dataclasses.fields(cls):
+                value = values[field.name]
+                if isinstance(field.default, tuple):
+                    values[field.name] = tuple(value)
+                elif field.name in _PATHS and value is not None:
+                    values[field.name] = Path(value)
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} must hold a run's options, but: {error!r}") from error
+
+    def check_kept(self, saved: RunOptions) -> None:
+        """Raises UserError if these options would change what a resumed run must keep."""
+        for name in _OF_THE_DATA:
+            values = getattr(self, name), getattr(saved, name)
+            new, old = (_lasting(value) if isinstance(value, Path) else value for value in values)
+            if new != old:
+                raise UserError(
+                    f"a resumed run keeps its {name}, but that is {old} and not {new}; begin"
+                    " another one under another --name"
+                )
+
+
+@dataclass(frozen=True)
+class TuneOptions(RunOptions):
+    """Search hyperparameters of one network with a head for each attribute of your images.
+
+    Without any option it draws a small data set and runs a real sweep on it in a few minutes.
+    """
+
+    space: Path | None = None
+    """Python file with space(trial) -> TrialConfig. Default: lr, drop_rate, drop_path_rate, gc."""
+    trials: int = 12
+    """How many trials the sweep shall have in all, failed ones included."""
+    sampler: SamplerName = "tpe"
+    """How trials are proposed: Optuna's TPE (multivariate, over groups), or at random."""
+    pruner: PrunerName = "asha"
+    """When a trial is stopped early: asynchronous successive halving, which keeps the better half
+    after a fifth of the epochs and at each doubling; below the median of the others; or never."""
+    seed: int = 0
+    """Of the proposals; a trial's own is its field seed."""
+    concurrency: int | None = None
+    """Trials at a time. Default: as many as fit."""
+
+
+@dataclass(frozen=True)
+class TrainOptions(RunOptions):
+    """Train one network with a head for each attribute of your images.
+
+    Without any option it draws a small data set and trains on it in a minute.
+    """
+
+    trial: Path | None = None
+    """The trial: a JSON file, the folder of a checkpoint such as runs/NAME/trials/0007/best, or a
+    Python file that defines one TrialConfig. Default: the defaults of every field."""
+    keep: int = 1
+    """How many of the best epochs' checkpoints to keep."""
+    keep_heads: bool = False
+    """Keep for each head the checkpoint that was best for it, too."""
+
+
+_PATHS = ("data", "space", "trial", "weights", "output", "cache")
+
+
+def _lasting(path: Path) -> Path:
+    """The path as it holds from any working folder; one below ~ stays each node's own."""
+    return path if path.parts[:1] == ("~",) else path.absolute()
