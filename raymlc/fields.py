@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from raymlc.errors import UserError, did_you_mean
@@ -43,7 +44,9 @@ def typed(name: str, value: Any, annotation: Any) -> Any:
         if not isinstance(value, Mapping):
             raise UserError(f"{name} must be an object with a value a head, but is {value!r}")
         kind = get_args(annotation)[1]
-        return PerHead({str(head): typed(name, one, kind) for head, one in value.items()})
+        return PerHead(
+            {str(head): typed(f"{name} of {head!r}", one, kind) for head, one in value.items()}
+        )
     if get_origin(annotation) is Literal:
         choices = get_args(annotation)
         if value not in choices:
@@ -51,7 +54,8 @@ def typed(name: str, value: Any, annotation: Any) -> Any:
             raise UserError(f"{name} must be one of its names, but is {value!r}; {way_out}")
         return value
     if annotation is float and type(value) is int:
-        return float(value)
+        with suppress(OverflowError):
+            return float(value)
     if type(value) is not annotation:
         raise UserError(f"{name} must be of type {annotation.__name__}, but is {value!r}")
     return value

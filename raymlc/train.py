@@ -51,6 +51,9 @@ def _train(options: TrainOptions, folder: Path, console: Console) -> int:
     prepare_environment(own_ray=options.address is None)
     # torch and timm take seconds to import: only once the words are known to be right.
     from raymlc.cluster.single import train_trial
+    from raymlc.training.metrics import check_metric_of
+
+    check_metric_of(options.metric, table.labels)
 
     if not options.resume:
         text = json.dumps(config.to_dict(), indent=1)

@@ -33,7 +33,7 @@ class TrialConfig:
     freeze_epochs: int = 0  # first epochs, in which the backbone stays as it is
 
     # Optimizer and schedule
-    optimizer: str = "adamp"  # raymlc's AdamP (arXiv:2006.08217), or any optimizer of timm
+    optimizer: str = "adamp"  # raymlc's AdamP (arXiv:2006.08217), or timm's; also lookahead_NAME
     lr: float = 2e-3  # at the peak, after warm-up; not scaled with the number of workers
     head_lr_scale: float = 1.0  # the heads' lr is lr times this
     weight_decay: float = 1e-2  # decoupled where the optimizer is; never on 1-D parameters
@@ -115,12 +115,18 @@ class TrialConfig:
                 if not holds(one):
                     of = f" of {head!r}" if head else ""
                     raise UserError(f"{name}{of} must be {law}, but is {one}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """The laws that bind one field to another."""
         trained = self.epochs - self.cooldown_epochs
         if not 0 <= self.warmup_epochs < trained:
-            before = " before the cooldown" if self.cooldown_epochs else ""
+            before, way_out = "", "shorten the warm-up"
+            if self.cooldown_epochs:
+                before, way_out = " before the cooldown", "shorten the warm-up or the cooldown"
             raise UserError(
                 f"warmup_epochs must be at least 0 and less than epochs{before}, but they are"
-                f" {self.warmup_epochs} and {trained:g}; shorten the warm-up"
+                f" {self.warmup_epochs} and {trained:g}; {way_out}"
             )
         for name in ("freeze_epochs", "mix_off_epochs"):
             if getattr(self, name) > self.epochs:
@@ -133,19 +139,30 @@ class TrialConfig:
                 "head_weights are the weights of task_weighting 'fixed', but that is"
                 f" {self.task_weighting!r}, which learns its own; leave one of them out"
             )
+        policies = [n for n in ("randaug_ops", "autoaugment", "augmix") if getattr(self, n)]
+        if len(policies) > 1:
+            raise UserError(
+                "at most one of randaug_ops, autoaugment and augmix may be on, but"
+                f" {' and '.join(policies)} are; turn all but one off"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrialConfig:
         """The trial of a JSON object, or of names as a space asks for them.
 
-        A value for one head is named `field/head`, such as "head_weights/color".
+        A value for one head is named `field/head`, such as "head_weights/color"; beside a value of
+        the whole field it takes that head's place, in whatever order they come.
         Raises UserError for a name that is no field.
         """
         whole: dict[str, Any] = {}
-        for name, value in values.items():
+        for name in sorted(values, key=lambda name: "/" in name):
             check_field(name)
-            field, _, head = name.partition("/")
-            whole[field] = {**whole.get(field, {}), head: value} if head else value
+            field, slash, head = name.partition("/")
+            value = values[name]
+            if slash:
+                others = typed(field, whole.get(field, {}), ANNOTATIONS[field])
+                value = {**others, head: value}
+            whole[field] = value
         return cls(**whole)
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,9 +198,13 @@ def check_field(name: str) -> None:
     A field that has a value for each head is also named with the head, `field/head`.
     """
     field, slash, _ = name.partition("/")
-    if field not in FIELDS or (slash and get_origin(ANNOTATIONS[field]) is not Mapping):
-        way_out = did_you_mean(name, FIELDS, f"the fields are {', '.join(FIELDS)}")
-        raise UserError(f"{name!r} is not a field of TrialConfig; {way_out}")
+    if field not in FIELDS:
+        way_out = did_you_mean(field, FIELDS, f"the fields are {', '.join(FIELDS)}")
+    elif slash and get_origin(ANNOTATIONS[field]) is not Mapping:
+        way_out = f"set {field!r}, which has one value for all heads"
+    else:
+        return
+    raise UserError(f"{name!r} is not a field of TrialConfig; {way_out}")
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -203,6 +224,6 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return name, typed(name, value, annotation)
     try:
         parsed = json.loads(value if get_origin(annotation) is Mapping else value.lower())
-    except json.JSONDecodeError:
+    except ValueError:  # also of a number of too many digits
         parsed = value
     return name, typed(name, parsed, annotation)

@@ -1,111 +1,237 @@
-"""python -m raymlc.validate: the metrics of one checkpoint on a split."""
+"""python -m raymlc.validate: the metrics of checkpoints on a split, head by head."""
 
 from __future__ import annotations
 
+import csv
 import json
+import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from raymlc.data.store import DEFAULT_CACHE, BrokenImages, open_split
-from raymlc.data.table import read_split
+from raymlc.data.store import DEFAULT_CACHE, BrokenImages
+from raymlc.door import check_at_least_1, check_free, plain_console, run_door, written
 from raymlc.errors import UserError
+from raymlc.watch.progress import brief, track
+
+if TYPE_CHECKING:
+    from raymlc.training.checkpoint import Checkpoint
+    from raymlc.training.scoring import Scorer
+
+RESULTS = Path("results.csv")  # of several checkpoints, unless --results names another
+_WEIGHTS = {"raw": "as trained", "ema": "moving average", "average": "mean of checkpoints"}
 
 
 @dataclass(frozen=True)
 class ValidateOptions:
-    """Measure a checkpoint on a split of a table, head by head."""
+    """Measure checkpoints on a split of a table, head by head.
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Folder of a checkpoint, such as runs/NAME/trials/0007/best."""
+    Of one checkpoint a table is printed; several are compared, and written as CSV, best first.
+    """
+
+    checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of checkpoints, such as runs/NAME/trials/0007/best, or folders with checkpoints at
+    any depth, such as runs/NAME/trials."""
     data: Path
     """Folder of train.csv, val.csv, test.csv, or any CSV file with the columns of the heads."""
     split: str = "val"
-    """Which CSV of the folder: val, test, train."""
+    """Which CSV of the folder: val, test, train. Metrics are named after it."""
+    results: Path | None = None
+    """CSV file to write. Default: results.csv for several checkpoints, none for one."""
+    overwrite: bool = False
+    """Replace the file of --results if there is one."""
+    sort_by: str | None = None
+    """Metric that orders several checkpoints: the lowest loss first, or the highest of another
+    metric, such as test/macro_f1/color. Default: SPLIT/accuracy."""
+    image_size: int | None = None
+    """Pixels, height and width. Default: as trained."""
+    flip: bool = False
+    """Predict by the mean of each image and its mirror image."""
     batch_size: int | None = None
-    """Images at a time. Default: the trial's own."""
+    """Images at a time, halved where memory is out. Default: the trial's own."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1 and so on."""
     broken_images: BrokenImages = "stop"
     """What to do about an image that cannot be read: stop, or skip its row."""
     cache: Path = DEFAULT_CACHE
     """Where decoded images are kept."""
     json: bool = False
-    """Print the metrics as one JSON object instead of a table."""
+    """Print the metrics as JSON instead of a table: an object, or of several checkpoints a list."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: 0 when done, 2 for wrong input."""
-    try:
-        options = tyro.cli(
-            ValidateOptions,
-            prog="python -m raymlc.validate",
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-        _validate(options)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """The command: 0 when done, 1 if some of several checkpoints failed, 2 for wrong input."""
+    return run_door(ValidateOptions, "validate", _validate, arguments)
 
 
-def _validate(options: ValidateOptions) -> None:
-    csv = options.data / f"{options.split}.csv" if options.data.is_dir() else options.data
-    if not csv.is_file():
-        raise UserError(f"--data must hold the split, but {csv} is not a file; see --split")
+def _validate(options: ValidateOptions) -> int:
+    check_at_least_1(batch_size=options.batch_size, image_size=options.image_size)
+    csv_file = options.data / f"{options.split}.csv" if options.data.is_dir() else options.data
+    if not csv_file.is_file():
+        raise UserError(f"--data must hold the split, but {csv_file} is not a file; see --split")
 
-    import torch  # seconds, so only once the words are checked
+    # torch takes seconds to import, so only once the words are checked.
+    from raymlc.training.gather import checkpoints_in
+    from raymlc.training.inference import choose_device
+    from raymlc.training.scoring import Scorer
 
-    from raymlc.training.checkpoint import load_checkpoint
-    from raymlc.training.evaluate import evaluate
-    from raymlc.watch.progress import brief, track
-
-    checkpoint = load_checkpoint(options.checkpoint)
+    folders = checkpoints_in(options.checkpoints)
+    results = options.results or (RESULTS if len(folders) > 1 else None)
+    check_free(results, "--results", options.overwrite)
     console = Console(stderr=True)
-    images = open_split(
-        read_split(csv, checkpoint.labels),
-        checkpoint.config.image_size,
+    scorer = Scorer(
+        csv_file,
+        options.split,
+        choose_device(options.device),
+        partial(console.print, highlight=False, soft_wrap=True, markup=False),
+        options.batch_size,
+        options.image_size,
+        options.flip,
         options.cache,
         options.broken_images,
         partial(track, console),
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    layout = torch.channels_last if checkpoint.config.channels_last else torch.contiguous_format
-    metrics = evaluate(
-        checkpoint.network.to(device, memory_format=layout),  # type: ignore[call-overload]
-        checkpoint.labels,
-        images,
-        checkpoint.normalization,
-        device,
-        batch_size=options.batch_size or checkpoint.config.batch_size,
-        precision=checkpoint.config.precision,
-        prefix=options.split,
-    )
+    if results is None or len(folders) == 1:
+        return _one(options, folders[0], scorer, results)
+    return _several(options, folders, scorer, results)
+
+
+def _one(options: ValidateOptions, folder: Path, scorer: Scorer, results: Path | None) -> int:
+    from raymlc.training.checkpoint import load_checkpoint
+
+    checkpoint = scorer.fitted(load_checkpoint(folder))
+    images = scorer.images(checkpoint)
+    row = scorer.row(checkpoint, str(folder))
+    if results:
+        _write(results, [row])
+    metrics = {name: value for name, value in row.items() if name.startswith(f"{options.split}/")}
     if options.json:
         print(json.dumps(metrics))
-        return
-    table = Table(title=f"{options.checkpoint} on {csv}, {len(images):,} rows", box=box.SIMPLE_HEAD)
-    names = ("accuracy", "balanced_accuracy", "loss")
+        return 0
+    title = f"{folder} on {scorer.csv}, {len(images):,} rows"
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD)
+    names = [name for name in metrics if name.count("/") == 1]
     table.add_column("head")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name.partition("/")[2], justify="right")
     for head in checkpoint.labels.names:
-        values = [brief(metrics[f"{options.split}/{name}/{head}"]) for name in names]
-        table.add_row(head, *values)
+        values = [brief(metrics.get(f"{name}/{head}", math.nan)) for name in names]
+        table.add_row(Text(head), *values)
     table.add_section()
-    table.add_row("mean", *(brief(metrics[f"{options.split}/{name}"]) for name in names))
-    Console().print(table)
-    if images.skipped:
-        print(f"{images.skipped} rows left out: their images cannot be read")
-    for line in checkpoint.labels.unseen_lines(images.targets):
-        print(line)
+    table.add_row("mean", *(brief(metrics[name]) for name in names))
+    plain_console().print(table)
+    print(_weights_line(checkpoint))
+    return 0
+
+
+def _several(
+    options: ValidateOptions, folders: Sequence[Path], scorer: Scorer, results: Path
+) -> int:
+    from raymlc.training.gather import is_higher_better, once_each
+    from raymlc.training.scoring import check_sort, heads_of
+
+    folders, again = once_each(folders)
+    for folder, first in again.items():
+        scorer.say(f"{folder} has the weights of {first}, which are scored once")
+    sort_by = options.sort_by or f"{options.split}/accuracy"
+    check_sort(sort_by, options.split, heads_of(folders))
+    sign = -1 if is_higher_better(sort_by) else 1
+    rows: list[dict[str, Any]] = []
+    for number, folder in enumerate(folders, 1):
+        row = _row_or_reason(scorer, folder)
+        if isinstance(row, str):
+            scorer.say(f"{number} of {len(folders)}: {folder} has no score: {row}")
+            continue
+        scorer.say(
+            f"{number} of {len(folders)}: {folder}: {sort_by} {brief(row.get(sort_by, math.nan))}"
+        )
+        rows.append(row)
+        rows.sort(key=lambda row: _rank(row.get(sort_by, math.nan), sign))
+        _write(results, rows)  # each time, so that a long run that is stopped was not in vain
+    if options.json:
+        print(json.dumps(rows))
+    elif rows:
+        plain_console().print(_comparison(rows, sort_by, scorer.csv))
+    failed = len(folders) - len(rows)
+    scorer.say(f"{len(rows)} checkpoints in {results}" if rows else "no checkpoint has a score")
+    if failed:
+        scorer.say(f"{failed} of {len(folders)} checkpoints have no score, as said above")
+    return 1 if failed else 0
+
+
+def _row_or_reason(scorer: Scorer, folder: Path) -> dict[str, Any] | str:
+    """A row of results; or, in a line, why this checkpoint has none where others may have one."""
+    from raymlc.training.checkpoint import load_checkpoint
+
+    try:
+        checkpoint = scorer.fitted(load_checkpoint(folder))
+    except UserError as error:
+        return str(error)
+    scorer.images(checkpoint)
+    try:
+        return scorer.row(checkpoint, str(folder))
+    except UserError as error:
+        return str(error)
+
+
+def _rank(value: float, sign: int) -> tuple[bool, float]:
+    return math.isnan(value), 0.0 if math.isnan(value) else sign * value
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with written(path, "--results") as file:
+        lines = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        lines.writeheader()
+        lines.writerows(rows)
+
+
+def _comparison(rows: Sequence[dict[str, Any]], sort_by: str, csv_file: Path) -> Table:
+    """The checkpoints in the order of the rows, with the metric of that order, and it by head."""
+    kind = "/".join(sort_by.split("/")[:2])
+    metrics = [
+        sort_by,
+        kind,
+        *(name for row in rows for name in row if name.startswith(f"{kind}/")),
+    ]
+    metrics = list(dict.fromkeys(metrics))
+    table = Table(title=Text(f"checkpoints on {csv_file}, by {sort_by}"), box=box.SIMPLE_HEAD)
+    table.add_column("checkpoint", overflow="fold")
+    for name in metrics:
+        head = name.removeprefix(kind).removeprefix("/")
+        table.add_column(Text(head or kind.partition("/")[2]), justify="right")
+    for name in ("image_size", "param_count", "weights"):
+        table.add_column(name, justify="right")
+    folders = [row["checkpoint"] for row in rows]
+    shared = os.path.commonpath(folders) if len(folders) > 1 else ""
+    for row in rows:
+        table.add_row(
+            Text(os.path.relpath(row["checkpoint"], shared) if shared else row["checkpoint"]),
+            *(brief(row.get(name, math.nan)) for name in metrics),
+            str(row["image_size"]),
+            f"{row['param_count']:,}",
+            row["weights"],
+        )
+    return table
+
+
+def _weights_line(checkpoint: Checkpoint) -> str:
+    text = f"weights: {_WEIGHTS[checkpoint.origin]}"
+    if "epoch" in checkpoint.metrics:
+        text += f", of epoch {checkpoint.metrics['epoch']:.0f}"
+    if "val/accuracy" in checkpoint.metrics:
+        text += f"; val/accuracy was {checkpoint.metrics['val/accuracy']:.4f} when they were kept"
+    return text
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ WORDS = [
     (nothing, ["--data", "DATA", "--trials", "0"], "--trials must be at least 1"),
     (nothing, ["--data", "DATA", "--gpus-per-worker", "-1"], "must be at least 0"),
     (nothing, ["--resume"], "by its --name, but none is given"),
-    (nothing, ["--resume", "--name", "never"], "needs a sweep that began"),
+    (nothing, ["--resume", "--name", "never"], "needs a run that began"),
     (
         nothing,
         ["--data", "DATA", "--output", "/proc/runs"],
@@ -234,7 +234,7 @@ def test_two_processes_do_not_run_one_sweep(
     with FileLock(folder / ".lock"):
         arguments = ["--data", str(data), "--output", str(tmp_path / "runs"), "--name", "mine"]
         assert main(arguments) == 2
-    assert "one process at a time runs a sweep" in capsys.readouterr().err
+    assert "one process at a time is at a run" in capsys.readouterr().err
 
 
 def test_a_name_that_is_taken_is_refused(

@@ -9,47 +9,55 @@ from raymlc.data.batches import Normalization
 from raymlc.data.store import ImageSplit
 from raymlc.errors import UserError
 from raymlc.labels import Labels
-from raymlc.metric import check_metric, higher_is_better, metric_names
+from raymlc.metric import METRICS, check_metric, higher_is_better, metric_names
 from raymlc.training.evaluate import evaluate
 
-CELLS = {"color": ["red", "blue", "red", ""], "marks": ["dot|bar", "|", "bar", "dot"]}
+CELLS = {
+    "color": ["red", "blue", "green", "black", "white", "grey", ""],
+    "marks": ["dot|bar", "|", "bar", "dot", "|", "", "bar"],
+}
+LABELS = Labels.learn(CELLS)
 
 
 class Undecided(nn.Module):
     """Gives each image the same logits."""
 
     def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        return {head: torch.zeros(len(images_BCHW), 2) for head in CELLS}
+        rows = len(images_BCHW)
+        return {head.name: torch.zeros(rows, len(head.classes)) for head in LABELS.heads}
 
 
-def test_there_are_three_means_and_as_many_for_each_head() -> None:
-    assert metric_names(["color", "marks"]) == (
+def test_there_is_a_mean_of_each_metric_and_as_many_for_each_head() -> None:
+    names = metric_names(["color", "marks"])
+    assert names[: len(METRICS)] == (
         "val/accuracy",
+        "val/top5_accuracy",
         "val/balanced_accuracy",
+        "val/macro_f1",
+        "val/micro_f1",
+        "val/mean_average_precision",
         "val/loss",
-        "val/accuracy/color",
-        "val/accuracy/marks",
-        "val/balanced_accuracy/color",
-        "val/balanced_accuracy/marks",
-        "val/loss/color",
-        "val/loss/marks",
     )
-    assert metric_names(iter(["color", "marks"])) == metric_names(["color", "marks"])
+    assert names[len(METRICS) :] == tuple(
+        f"val/{metric}/{head}" for metric in METRICS for head in ("color", "marks")
+    )
+    assert metric_names(iter(["color", "marks"])) == names
 
 
-def test_an_evaluation_reports_every_metric_that_has_a_name() -> None:
-    labels = Labels.learn(CELLS)
-    images = ImageSplit(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4), labels.encode(CELLS))
-    reported = evaluate(
+def test_an_evaluation_reports_no_metric_without_a_name_and_each_one_somewhere() -> None:
+    images = ImageSplit(np.zeros((7, 8, 8, 3), np.uint8), np.arange(7), LABELS.encode(CELLS))
+    counts = evaluate(
         Undecided(),
-        labels,
+        LABELS,
         images,
-        Normalization((0, 0, 0), (1, 1, 1)),
+        Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
         torch.device("cpu"),
         batch_size=2,
         precision="fp32",
     )
-    assert set(metric_names(labels.names)) <= set(reported)
+    reported = counts.metrics("val")
+    assert set(reported) <= set(metric_names(LABELS.names))
+    assert {name for name in reported if name.count("/") == 1} == set(metric_names([]))
 
 
 @pytest.mark.parametrize(
@@ -61,6 +69,10 @@ def test_an_evaluation_reports_every_metric_that_has_a_name() -> None:
         ("val/accuracy/loss", True),
         ("val/balanced_accuracy/color", True),
         ("val/loss/accuracy", False),
+        ("val/top5_accuracy", True),
+        ("val/macro_f1/color", True),
+        ("val/micro_f1/loss", True),
+        ("val/mean_average_precision", True),
     ],
 )
 def test_a_loss_is_minimised_and_an_accuracy_maximised(metric: str, higher: bool) -> None:
@@ -78,10 +90,13 @@ def test_a_metric_that_a_head_reports_is_let_through(metric: str) -> None:
         ("val/accuracy/colour", "did you mean 'val/accuracy/color'"),
         ("val/acuracy", "did you mean 'val/accuracy'"),
         ("accuracy", "did you mean 'val/accuracy'"),
-        ("val/f1", "val/accuracy"),
+        ("val/f1", "did you mean 'val/micro_f1' or 'val/macro_f1'"),
+        ("val/top1_accuracy", "did you mean 'val/top5_accuracy'"),
         (
             "zzz",
-            "the metrics are val/accuracy, val/balanced_accuracy, val/loss, val/accuracy/color",
+            "the metrics are val/accuracy, val/top5_accuracy, val/balanced_accuracy, val/macro_f1,"
+            " val/micro_f1, val/mean_average_precision, val/loss, and of one head"
+            " val/accuracy/color and so on (heads: color, marks)",
         ),
     ],
 )

@@ -1,92 +1,85 @@
 """Augmentation of whole batches, on the device that trains.
 
-Shapes: B images, C = 3 channels, H and W pixels, K candidates of a random rectangle. Random numbers
-come from torch's default generator of the images' device.
+What happens to which image is drawn on the host, so that a GPU is never waited for; only the images
+of an operation pass through it, and all geometry of an image is one resampling. Shapes: B images,
+C = 3 channels, H and W pixels, M images that are mixed into one, 33 a matrix of geometry.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
-from torchvision.transforms import v2
 
-_CANDIDATES = 10  # rectangles drawn an image; the first that fits is taken
+from raymlc.data.color import apply_colors
+from raymlc.data.device import on_device, parts_of
+from raymlc.data.erasing import erase_
+from raymlc.data.geometry import crops, flips, moves, resample
+from raymlc.data.policy import Steps, augmix, autoaugment, color_jitter, no_steps, randaugment
+from raymlc.trial import TrialConfig
 
 
-def crop_and_flip(images_BCHW: Tensor, min_area: float, hflip_prob: float) -> Tensor:
-    """Random resized crops, some mirrored, in one bilinear resampling. Float images.
+def augment(
+    pixels_BCHW: Tensor, config: TrialConfig, normalize: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The batch after every augmentation of single images that `config` asks for.
 
-    min_area: a crop covers from this share to all of the image, its aspect ratio log-uniform in
-        [3/4, 4/3] (as arXiv:1409.4842); an image whose candidates all stick out stays whole.
-    hflip_prob: the share of images that are mirrored left to right.
+    pixels_BCHW: uint8, left as they are. normalize: uint8 images as normalised float32 ones.
+    Returns normalised float32 images, channels last in memory.
+
+    The colour operations of an image are done first, in their order; then its geometric ones, the
+    crop and the flips, as one resampling: what leaves the image in one operation is not lost if the
+    next brings it back. The images that AugMix mixes are cropped, flipped and jittered alike.
+    All is a function of the state of torch's default generators.
     """
-    batch = len(images_BCHW)
-    device = images_BCHW.device
-    height_B, width_B = _rectangles(batch, (min_area, 1.0), 4 / 3, device)
-    whole_B = height_B == 0
-    height_B = torch.where(whole_B, 1.0, height_B)
-    width_B = torch.where(whole_B, 1.0, width_B)
-    # In grid_sample's coordinates the image spans [-1, 1], so a free margin of 1 - size moves the
-    # centre by as much either way.
-    centre_y_B = (2 * torch.rand(batch, device=device) - 1) * (1 - height_B)
-    centre_x_B = (2 * torch.rand(batch, device=device) - 1) * (1 - width_B)
-    mirror_B = 1.0 - 2.0 * (torch.rand(batch, device=device) < hflip_prob)
-    affine_B23 = torch.zeros(batch, 2, 3, device=device)
-    affine_B23[:, 0, 0] = width_B * mirror_B
-    affine_B23[:, 0, 2] = centre_x_B
-    affine_B23[:, 1, 1] = height_B
-    affine_B23[:, 1, 2] = centre_y_B
-    size = list(images_BCHW.shape)
-    grid_BHW2 = functional.affine_grid(affine_B23, size, align_corners=False)
-    return functional.grid_sample(
-        images_BCHW, grid_BHW2, padding_mode="reflection", align_corners=False
+    batch, _, height, width = pixels_BCHW.shape
+    device = pixels_BCHW.device
+    rng = np.random.default_rng(torch.randint(2**62, (2,), device="cpu").numpy())
+    shares_BM, mixed = _policy(rng, batch, config)
+    if config.color_jitter > 0:
+        jitter = color_jitter(rng, batch, config.color_jitter)
+        mixed = [steps.then(jitter) for steps in mixed]
+    frame_B33 = crops(rng, batch, config.crop_min_area, config.crop_max_ratio) @ flips(
+        rng, batch, config.hflip_prob, config.vflip_prob
     )
+    matrices = [moves(steps, height, width) @ frame_B33 for steps in mixed]
+    shares_MB111 = on_device(shares_BM.T.astype(np.float32)[..., None, None, None], device)
+    images_BCHW = torch.empty(pixels_BCHW.shape, device=device, memory_format=torch.channels_last)
+    views = [apply_colors(pixels_BCHW, steps) for steps in mixed]
+    for part in parts_of(pixels_BCHW, 0, batch):
+        seen = [
+            resample(normalize(view_BCHW[part]), matrices_B33[part], config.interpolation)
+            for view_BCHW, matrices_B33 in zip(views, matrices, strict=True)
+        ]
+        if len(seen) == 1:
+            images_BCHW[part] = seen[0]
+        else:
+            images_BCHW[part] = (torch.stack(seen) * shares_MB111[:, part]).sum(0)
+    if config.erasing_prob > 0:
+        erase_(images_BCHW, rng, config.erasing_prob, config.erasing_mode, config.erasing_count)
+    return images_BCHW
 
 
-def erase(images_BCHW: Tensor, prob: float) -> Tensor:
-    """Random erasing (arXiv:1708.04896): in a share `prob` of the images a rectangle of noise.
-
-    Normalised images; the rectangle covers 2 % to 33 % of the area, with an aspect ratio
-    log-uniform in [0.3, 1/0.3], and holds a normal value for each pixel and channel.
-    """
-    batch, _, height, width = images_BCHW.shape
-    device = images_BCHW.device
-    height_B, width_B = _rectangles(batch, (0.02, 1 / 3), 1 / 0.3, device)
-    top_B = torch.rand(batch, device=device) * (1 - height_B)
-    left_B = torch.rand(batch, device=device) * (1 - width_B)
-    row_H = (torch.arange(height, device=device) + 0.5) / height
-    column_W = (torch.arange(width, device=device) + 0.5) / width
-    rows_BH = (row_H >= top_B[:, None]) & (row_H < (top_B + height_B)[:, None])
-    columns_BW = (column_W >= left_B[:, None]) & (column_W < (left_B + width_B)[:, None])
-    chosen_B = torch.rand(batch, device=device) < prob
-    erased_B1HW = (chosen_B[:, None, None] & rows_BH[:, :, None] & columns_BW[:, None, :])[:, None]
-    return torch.where(erased_B1HW, torch.randn_like(images_BCHW), images_BCHW)
-
-
-def randaugment(images_BCHW: Tensor, ops: int, magnitude: int) -> Tensor:
-    """RandAugment (arXiv:1909.13719) of each uint8 image: `ops` operations of one strength.
-
-    Colour operations are among them, so a head that names colours pays for it.
-    """
-    one = v2.RandAugment(num_ops=ops, magnitude=magnitude)
-    return torch.stack([one(image_CHW) for image_CHW in images_BCHW])
-
-
-def _rectangles(
-    batch: int, areas: tuple[float, float], max_ratio: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Heights and widths of random rectangles as shares of the image; 0 where none fits."""
-    area_BK = torch.empty(batch, _CANDIDATES, device=device).uniform_(*areas)
-    ratio_BK = torch.empty_like(area_BK).uniform_(-math.log(max_ratio), math.log(max_ratio)).exp()
-    width_BK = (area_BK * ratio_BK).sqrt()
-    height_BK = (area_BK / ratio_BK).sqrt()
-    fits_BK = (width_BK <= 1) & (height_BK <= 1)
-    first_B1 = fits_BK.to(torch.uint8).argmax(1, keepdim=True)
-    fits_B = fits_BK.gather(1, first_B1)[:, 0]
-    return (
-        height_BK.gather(1, first_B1)[:, 0] * fits_B,
-        width_BK.gather(1, first_B1)[:, 0] * fits_B,
-    )
+def _policy(
+    rng: np.random.Generator, batch: int, config: TrialConfig
+) -> tuple[NDArray[np.float64], list[Steps]]:
+    """What is mixed into each image: shares (B, M) that sum to 1, and M lists of operations."""
+    if config.augmix:
+        return augmix(rng, batch)
+    if config.autoaugment:
+        steps = autoaugment(rng, batch)
+    elif config.randaug_ops:
+        steps = randaugment(
+            rng,
+            batch,
+            config.randaug_ops,
+            config.randaug_magnitude,
+            config.randaug_std,
+            config.randaug_color,
+        )
+    else:
+        steps = no_steps(batch)
+    return np.ones((batch, 1)), [steps]

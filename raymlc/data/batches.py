@@ -5,16 +5,21 @@ Shapes: B images of a batch, C = 3 channels, H and W pixels, T target columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raymlc.data.augment import crop_and_flip, erase, randaugment
+from raymlc.data.augment import augment
+from raymlc.data.device import on_device
+from raymlc.data.geometry import central, resample
+from raymlc.data.mixing import mix_
 from raymlc.data.store import ImageSplit
 from raymlc.errors import UserError
 from raymlc.labels import MISSING
@@ -31,14 +36,14 @@ class Normalization:
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """uint8 images as normalised float32 ones."""
         mean_C11, std_C11 = _on_device(self, images_BCHW.device)
-        return (images_BCHW.float() - mean_C11) / std_C11
+        return (images_BCHW - mean_C11).div_(std_C11)
 
 
 @lru_cache
 def _on_device(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
     # Once a process: copying a list to a GPU waits for it.
-    mean_C = torch.tensor(normalization.mean, device=device) * 255
-    std_C = torch.tensor(normalization.std, device=device) * 255
+    mean_C = torch.tensor(normalization.mean, dtype=torch.float32, device=device) * 255
+    std_C = torch.tensor(normalization.std, dtype=torch.float32, device=device) * 255
     return mean_C.view(-1, 1, 1), std_C.view(-1, 1, 1)
 
 
@@ -50,11 +55,39 @@ class Batch:
     targets: each head's int64 targets, (B,) for a single-label head, (B, classes) for multi-hot.
     known: for each head the number of labels that are not missing in the whole step, divided by
         the workers: a sum of losses over `known`, averaged over workers, is the mean of the step.
+    mixed_targets: the targets of the images mixed into these, in the form of targets; None where
+        nothing is mixed. The loss is share times that of targets plus 1 - share times that of
+        mixed_targets, both over `known`: the mixed images are the worker's own in another order, so
+        they have as many labels.
+    share: of each image its own share, in [0, 1].
     """
 
     images_BCHW: Tensor
     targets: dict[str, Tensor]
     known: dict[str, float]
+    mixed_targets: dict[str, Tensor] | None = None
+    share: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.images_BCHW)
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """The batch in consecutive parts of at most `size` rows, as alike in length as can be.
+
+        So no part has a single row, which batch norm could not take, unless size is 1, or 2 and the
+        rows are odd. The tensors are views; `known` and `share` are those of the whole.
+        """
+        count = max(math.ceil(len(self) / size), 1)
+        targets = _split(self.targets, count)
+        mixed = _split(self.mixed_targets, count) if self.mixed_targets else [None] * count
+        images = self.images_BCHW.tensor_split(count)
+        for part in zip(images, targets, mixed, strict=True):
+            yield Batch(part[0], part[1], self.known, part[2], self.share)
+
+
+def _split(targets: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    parts = {head: target.tensor_split(count) for head, target in targets.items()}
+    return [{head: parts[head][index] for head in parts} for index in range(count)]
 
 
 def check_batch_size(batch_size: int, rows: int, workers: int) -> None:
@@ -96,19 +129,16 @@ def training_batches(
     for step in range(steps_per_epoch(len(data), config.batch_size)):
         rows = order_N[step * config.batch_size :][: config.batch_size]
         mine = rows[rank * part : (rank + 1) * part]
-        pixels_BCHW = _pixels(data, mine)
-        if config.randaug_ops:
-            pixels_BCHW = randaugment(pixels_BCHW, config.randaug_ops, config.randaug_magnitude)
-        images_BCHW = normalization(pixels_BCHW.to(device, non_blocking=True))
-        if config.crop_min_area < 1 or config.hflip_prob > 0:
-            images_BCHW = crop_and_flip(images_BCHW, config.crop_min_area, config.hflip_prob)
-        if config.erasing_prob > 0:
-            images_BCHW = erase(images_BCHW, config.erasing_prob)
-        yield Batch(
-            images_BCHW.contiguous(memory_format=torch.channels_last),
-            _targets(data, mine, device),
-            {head: count / workers for head, count in _known(data, rows).items()},
-        )
+        pixels_BCHW = _pixels(data, mine, device)
+        targets = _targets(data, mine, device)
+        known = {head: count / workers for head, count in _known(data, rows).items()}
+        if not config.augment:
+            yield Batch(normalization(pixels_BCHW), targets, known)
+            continue
+        images_BCHW = augment(pixels_BCHW, config, normalization)
+        share = mix_(images_BCHW, config, epoch, step)
+        mixed = {head: target.flip(0) for head, target in targets.items()} if share < 1 else None
+        yield Batch(images_BCHW, targets, known, mixed, share)
 
 
 def evaluation_batches(
@@ -118,25 +148,31 @@ def evaluation_batches(
     device: torch.device,
     rank: int = 0,
     workers: int = 1,
+    eval_crop: float = 1.0,
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
 ) -> Iterator[Batch]:
-    """Every row once, as it is; of several workers each gets every workers-th row.
+    """Every row once, never augmented; of several workers each gets every workers-th row.
 
+    eval_crop: side of the central part that is seen, as a share of the image's, in (0, 1]; it is
+        enlarged to the whole size by `interpolation`. 1.0 leaves an image as it is.
     Parts may differ by a row: counts are summed, so no row is padded or counted twice.
     """
     mine_N = np.arange(rank, len(data), workers)
     for start in range(0, len(mine_N), batch_size):
         rows = mine_N[start : start + batch_size]
-        images_BCHW = normalization(_pixels(data, rows).to(device, non_blocking=True))
+        images_BCHW = normalization(_pixels(data, rows, device))
+        images_BCHW = resample(images_BCHW, central(len(rows), eval_crop), interpolation)
+        images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         yield Batch(images_BCHW, _targets(data, rows, device), _known(data, rows))
 
 
-def _pixels(data: ImageSplit, rows: NDArray[np.int64]) -> Tensor:
+def _pixels(data: ImageSplit, rows: NDArray[np.int64], device: torch.device) -> Tensor:
     # Stored with channels last; the permuted view keeps that layout, which the network likes.
-    return torch.from_numpy(data.images_NHWC[data.places_N[rows]]).permute(0, 3, 1, 2)
+    return on_device(data.images_NHWC[data.places_N[rows]], device).permute(0, 3, 1, 2)
 
 
 def _targets(data: ImageSplit, rows: NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
-    targets_BT = torch.from_numpy(data.targets.values_NT[rows]).to(device, non_blocking=True)
+    targets_BT = on_device(data.targets.values_NT[rows], device)
     multi_hot = data.targets.multi_hot
     return {
         head: targets_BT[:, columns] if multi_hot[head] else targets_BT[:, columns.start]

@@ -1,6 +1,6 @@
-"""The loss over all heads, leaving out labels that are missing.
+"""The losses of the heads, leaving out labels that are missing.
 
-Shapes: B images, K classes of a head.
+Shapes: B images, K classes of a head, C target columns of a multi-hot head (at least K).
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raymlc.labels import MISSING
+from raymlc.errors import UserError
+from raymlc.fields import LossName
+from raymlc.labels import MISSING, Head, Labels, Targets
+from raymlc.model.class_weights import class_weights
+from raymlc.trial import TrialConfig
 
 
-def summed_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-    """One head's loss in nats, summed over the known labels of a batch; a float32 scalar.
+def summed_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """One head's loss in nats as validation reports it, summed over the known labels of a batch.
 
-    A single-label head, target (B,): softmax cross-entropy. A multi-hot head, target (B, K): the
-    mean over classes of binary cross-entropy. Labels that are missing, and classes that training
-    never saw, add nothing.
-    smoothing: share of a single label spread over all classes, in [0, 1) (arXiv:1512.00567).
+    A single-label head, target (B,): softmax cross-entropy. A multi-hot head, target (B, C): the
+    mean over its classes of binary cross-entropy. Labels that are missing, and classes that
+    training never saw, add nothing. A float32 scalar; neither smoothed nor weighted, so that trials
+    with other losses compare.
     """
     logits = logits.float()  # under autocast half precision would cost digits here
     classes = logits.shape[1]
@@ -30,7 +34,6 @@ def summed_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tenso
             logits,
             torch.where(known_B, target, MISSING),
             ignore_index=MISSING,
-            label_smoothing=smoothing,
             reduction="sum",
         )
     target_BK = target[:, :classes]
@@ -41,22 +44,122 @@ def summed_loss(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tenso
     return (loss_BK * known_BK).sum() / classes
 
 
-def multi_head_loss(
-    logits: Mapping[str, Tensor],
-    targets: Mapping[str, Tensor],
-    known: Mapping[str, float],
-    smoothing: float = 0.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean over heads of each head's mean loss, and the heads' summed losses.
+class HeadLosses:
+    """The training loss of every head of a trial.
 
-    logits, targets: one entry a head, as `summed_loss` takes them.
-    known: how many labels each head's mean is over; a head with none is left out of the mean, and
-        gets no gradient. All heads weigh the same.
-    Returns a scalar in nats, and for each head its detached sum. A batch without any label gives 0
-    with zero gradients.
+    targets: of the training split, whose frequencies class weights come from.
+    Raises UserError for a loss that does not fit the kind of its head.
     """
-    sums = {head: summed_loss(logits[head], targets[head], smoothing) for head in logits}
-    present = [head for head in logits if known[head] > 0]
-    parts = [sums[head] * (1 / known[head] if head in present else 0.0) for head in logits]
-    loss = torch.stack(parts).sum() / max(len(present), 1)
-    return loss, {head: value.detach() for head, value in sums.items()}
+
+    def __init__(
+        self, config: TrialConfig, labels: Labels, targets: Targets, device: torch.device
+    ) -> None:
+        self._config = config
+        self._kinds = {head.name: _kind(config, head) for head in labels.heads}
+        self._weights = {
+            head.name: class_weights(config, head, targets, device) for head in labels.heads
+        }
+
+    def __call__(
+        self,
+        logits: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
+        mixed_targets: Mapping[str, Tensor] | None = None,
+        share: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """Each head's loss summed over the rows of a batch whose label is known; float32 scalars.
+
+        targets: (B,) or (B, C) a head, as `summed_loss` takes them; what it leaves out adds nothing
+        here either. mixed_targets: of the images mixed into these; the loss is then `share` times
+        that of targets plus 1 - share times that of mixed_targets, each over its own known labels.
+        """
+        sums = {}
+        for name, kind in self._kinds.items():
+            values = logits[name].float()  # under autocast half precision would cost digits here
+            loss = self._summed(name, kind, values, targets[name])
+            if mixed_targets is not None:
+                other = self._summed(name, kind, values, mixed_targets[name])
+                loss = share * loss + (1 - share) * other
+            sums[name] = loss
+        return sums
+
+    def _summed(self, name: str, kind: LossName, logits_BK: Tensor, target: Tensor) -> Tensor:
+        weights = self._weights[name]
+        if target.dim() == 2:
+            return self._multi_hot(kind, logits_BK, target, weights)
+        known_B = (target != MISSING) & (target < logits_BK.shape[1])
+        target_B = torch.where(known_B, target, 0)
+        loss_B = self._single_label(kind, logits_BK, target_B)
+        if weights is not None:
+            loss_B = loss_B * weights[target_B]
+        # Not a product with a mask: the loss of a row without a label may be infinite.
+        return torch.where(known_B, loss_B, 0).sum()
+
+    def _single_label(self, kind: LossName, logits_BK: Tensor, target_B: Tensor) -> Tensor:
+        """The rows' losses, smoothed: (1 - s) l(y) + s mean over k of l(k), l(k) that of label k.
+
+        One-vs-rest losses are summed over the classes, so that the gradient of a row's own class
+        has the scale that cross-entropy gives it (arXiv:2110.00476).
+        """
+        smoothing = self._config.smoothing
+        if kind == "cross_entropy":
+            return F.cross_entropy(logits_BK, target_B, label_smoothing=smoothing, reduction="none")
+        if kind == "focal":
+            log_p_BK = F.log_softmax(logits_BK, dim=1)
+            loss_BK = -_focus(-torch.expm1(log_p_BK), self._config.focal_gamma) * log_p_BK
+            rest_B = torch.zeros_like(loss_BK[:, 0])
+        else:
+            on_BK, off_BK = self._one_vs_rest(kind, logits_BK)
+            loss_BK = on_BK - off_BK
+            rest_B = off_BK.sum(1)
+        own_B = loss_BK.gather(1, target_B[:, None])[:, 0]
+        return (1 - smoothing) * own_B + smoothing * loss_BK.mean(1) + rest_B
+
+    def _multi_hot(
+        self, kind: LossName, logits_BK: Tensor, target_BC: Tensor, weights_2K: Tensor | None
+    ) -> Tensor:
+        """Summed over the rows, the mean over classes of a one-vs-rest loss."""
+        target_BK = target_BC[:, : logits_BK.shape[1]]
+        on_BK, off_BK = self._one_vs_rest(kind, logits_BK)
+        if weights_2K is not None:
+            off_BK, on_BK = off_BK * weights_2K[0], on_BK * weights_2K[1]
+        loss_BK = torch.where(target_BK == 1, on_BK, off_BK)
+        return torch.where(target_BK != MISSING, loss_BK, 0).sum() / logits_BK.shape[1]
+
+    def _one_vs_rest(self, kind: LossName, logits_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each class the loss if the row has it, and if it has not."""
+        log_p_BK, log_q_BK = F.logsigmoid(logits_BK), F.logsigmoid(-logits_BK)
+        if kind == "bce":
+            return -log_p_BK, -log_q_BK
+        p_BK, q_BK = log_p_BK.exp(), log_q_BK.exp()
+        if kind == "focal":
+            gamma = self._config.focal_gamma
+            return -_focus(q_BK, gamma) * log_p_BK, -_focus(p_BK, gamma) * log_q_BK
+        config = self._config
+        clip = config.asl_clip
+        shifted_BK = (p_BK - clip).clamp(min=0)
+        # log(1 - shifted), which is log q while nothing is clipped, and 0 where all is.
+        log_q_BK = torch.log((q_BK + clip).clamp(max=1)) if clip else log_q_BK
+        return (
+            -_focus(q_BK, config.asl_gamma_pos) * log_p_BK,
+            -_focus(shifted_BK, config.asl_gamma_neg) * log_q_BK,
+        )
+
+
+def _kind(config: TrialConfig, head: Head) -> LossName:
+    kind = config.head_losses.get(head.name, config.loss)
+    if kind == "auto":
+        return "bce" if head.multi_hot else "cross_entropy"
+    if kind == "cross_entropy" and head.multi_hot:
+        raise UserError(
+            f"cross_entropy is a loss of single-label heads, but {head.name!r} is multi-hot; set"
+            f" head_losses/{head.name} to bce, focal or asymmetric"
+        )
+    return kind
+
+
+def _focus(p: Tensor, gamma: float) -> Tensor:
+    """p to the power gamma; its gradient is 0 and not infinite at p = 0 for gamma below 1."""
+    if gamma == 0:
+        return torch.ones_like(p)
+    return p.clamp(min=torch.finfo(p.dtype).tiny) ** gamma

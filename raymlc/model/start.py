@@ -52,7 +52,8 @@ def start_from(folder: Path, backbone: nn.Module, heads: nn.ModuleList, labels: 
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"weights must be a checkpoint of the trial's own backbone, but {folder} could not be"
-            f" loaded: {one_line(error)}; take that checkpoint's backbone, or other weights"
+            f" loaded: {one_line(error)}; take that checkpoint's backbone (and image_size, where"
+            " its weights depend on it), or other weights"
         ) from error
 
 

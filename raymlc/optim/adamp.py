@@ -103,8 +103,13 @@ class AdamP(torch.optim.Optimizer):
         """Update every parameter that has a gradient; returns what `closure` returns, if given.
 
         closure: computes the loss and its gradients anew.
-        Raises UserError for a sparse gradient.
+        Raises UserError for a sparse gradient, and inside of a CUDA graph's capture.
         """
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise UserError(
+                "AdamP counts its steps on the host, so a CUDA graph would repeat one step for"
+                " ever; capture the network's forward and backward pass, and step outside"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():

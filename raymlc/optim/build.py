@@ -14,6 +14,8 @@ from raymlc.model.network import Network
 from raymlc.optim.adamp import AdamP
 from raymlc.trial import TrialConfig
 
+LOOKAHEAD = "lookahead_"  # before an optimizer's name
+
 
 def build_optimizer(
     config: TrialConfig, network: Network, others: Iterable[torch.nn.Parameter] = ()
@@ -24,12 +26,25 @@ def build_optimizer(
         the trial's lr and no weight decay.
     Raises UserError for an optimizer that timm does not know, that a trial cannot run, or that does
     not take the trial's values.
+    A name may begin with "lookahead_", which puts arXiv:1907.08610 around that optimizer.
     """
     groups = parameter_groups(config, network)
     if more := list(others):
         groups.append({"params": more, "lr": config.lr, "peak_lr": config.lr, "weight_decay": 0.0})
+    name = config.optimizer.removeprefix(LOOKAHEAD)
+    optimizer = _named(name, config, groups)
+    if name == config.optimizer:
+        return optimizer
+    from timm.optim import Lookahead
+
+    # Around an optimizer that has its hooks, since those of timm's wrapper miss its first step.
+    wrapped: torch.optim.Optimizer = Lookahead(optimizer)
+    return wrapped
+
+
+def _named(name: str, config: TrialConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     betas = (config.beta1, config.beta2)
-    if config.optimizer == "adamp":
+    if name == "adamp":
         return AdamP(
             groups,
             lr=config.lr,
@@ -38,14 +53,14 @@ def build_optimizer(
             gc=config.gc,
             gc_conv_only=config.gc_conv_only,
         )
-    _check_optimizer(config.optimizer)
+    _check_optimizer(name)
     from timm.optim import create_optimizer_v2
 
     try:
         # timm hands momentum, betas and eps only to an optimizer that has them.
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             groups,
-            opt=config.optimizer,
+            opt=name,
             lr=config.lr,
             momentum=config.momentum,
             betas=betas,
@@ -53,7 +68,7 @@ def build_optimizer(
         )
     except ValueError as error:
         raise UserError(
-            f"optimizer {config.optimizer!r} does not take the trial's values: {error};"
+            f"optimizer {name!r} does not take the trial's values: {error};"
             " change them, or the optimizer"
         ) from error
     if config.gc:
@@ -76,7 +91,6 @@ def _centralize(optimizer: torch.optim.Optimizer, args: object, kwargs: object) 
 def _check_optimizer(name: str) -> None:
     from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers
 
-    name = name.removeprefix("lookahead_")  # arXiv:1907.08610 around any of them
     if name not in list_optimizers():
         way_out = did_you_mean(
             name, list_optimizers(), "timm.optim.list_optimizers() names them all"

@@ -20,9 +20,9 @@ def clip_gradients(config: TrialConfig, network: Network) -> None:
     if not config.clip_grad:
         return
     if config.clip_mode == "norm":
-        nn.utils.clip_grad_norm_(network.parameters(), config.clip_grad, foreach=True)
+        nn.utils.clip_grad_norm_(network.parameters(), config.clip_grad)
     elif config.clip_mode == "value":
-        nn.utils.clip_grad_value_(network.parameters(), config.clip_grad, foreach=True)
+        nn.utils.clip_grad_value_(network.parameters(), config.clip_grad)
     else:
         from timm.utils.agc import adaptive_clip_grad
 

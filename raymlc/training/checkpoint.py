@@ -1,16 +1,17 @@
 """Checkpoints: folders of safetensors and JSON, written beside their place and then renamed.
 
 In a trial's folder, `best` holds the weights that earned the trial's score, and `last` what is
-needed to go on. No class of ours is pickled into either.
+needed to go on. No class of ours is pickled into either, and whatever is read is checked first: a
+checkpoint may be cut short, of another version, or made by somebody who means harm.
 """
 
 from __future__ import annotations
 
-import json
+import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,61 @@ from raymlc.data.batches import Normalization
 from raymlc.errors import UserError, one_line
 from raymlc.labels import Labels
 from raymlc.model.network import Network, build_network
+from raymlc.training.files import (
+    ABOUT,
+    CONFUSION,
+    LABELS,
+    METRICS,
+    PREPROCESSING,
+    TRIAL,
+    WEIGHTS,
+    Origin,
+    about,
+    check_fit,
+    check_heads,
+    metrics_of,
+    preprocessing,
+    read,
+    read_about,
+    read_labels,
+    read_object,
+    read_preprocessing,
+    write,
+)
 from raymlc.training.state import Training
 from raymlc.trial import TrialConfig
 
-WEIGHTS, TRIAL, LABELS = "model.safetensors", "trial.json", "labels.json"
-PREPROCESSING, METRICS = "preprocessing.json", "metrics.json"
 STATE, HISTORY = "training.pt", "history.json"
+_ANEW = "; remove that folder to begin the training anew"
+
+_BROKEN = (
+    OSError,
+    EOFError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network with all that its use needs, and the metrics of the epoch it is from."""
+    """A trained network with all that its use needs.
+
+    metrics: of the epoch it is from, measured with these very weights; none where they were never
+    scored. confusion: what `Counts.confusion` said of that epoch. origin: which weights they are.
+    """
 
     network: Network
     config: TrialConfig
     labels: Labels
     normalization: Normalization
     metrics: dict[str, float]
+    confusion: dict[str, Any]
+    origin: Origin
 
 
 @contextmanager
@@ -72,15 +111,24 @@ def save_checkpoint(
     labels: Labels,
     normalization: Normalization,
     metrics: dict[str, float],
+    confusion: Mapping[str, Any] | None = None,
+    origin: Origin | None = None,
 ) -> None:
-    """Write a network of `config` and `labels` as a checkpoint that needs nothing else."""
+    """Write a network of `config` and `labels` as a checkpoint that needs nothing else.
+
+    metrics: what exactly these weights scored; {} if nobody has measured them.
+    confusion: JSON values beside them. origin: by default what `Training.deployed` is.
+    """
     with replacing(folder) as filling:
         weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         save_file(weights, filling / WEIGHTS)
-        _write(filling / TRIAL, config.to_dict())
-        _write(filling / LABELS, labels.to_dict())
-        _write(filling / PREPROCESSING, asdict(normalization) | {"image_size": config.image_size})
-        _write(filling / METRICS, metrics)
+        deployed: Origin = "ema" if config.ema_decay else "raw"
+        write(filling / ABOUT, about(filling / WEIGHTS, origin or deployed))
+        write(filling / TRIAL, config.to_dict())
+        write(filling / LABELS, labels.to_dict())
+        write(filling / PREPROCESSING, preprocessing(normalization, config))
+        write(filling / METRICS, metrics)
+        write(filling / CONFUSION, dict(confusion or {}))
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -88,47 +136,54 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     found = find(folder)
     if found is None or not (found / WEIGHTS).is_file():
         raise UserError(f"a checkpoint is a folder that holds {WEIGHTS}, but {folder} does not")
-    try:
-        config = TrialConfig.from_dict(_read_object(found / TRIAL))
-        labels = Labels.from_dict(_read_object(found / LABELS))
-        pixels = _read_object(found / PREPROCESSING)
+    with _said_of(f"checkpoint {found}"):
+        origin = read_about(found)
+        config = TrialConfig.from_dict(read_object(found / TRIAL))
+        labels = read_labels(found / LABELS)
+        normalization = read_preprocessing(found / PREPROCESSING, config)
+        metrics = metrics_of(read(found / METRICS), METRICS)
+        confusion = read_object(found / CONFUSION)
+        weights = load_file(found / WEIGHTS)
+        check_heads(weights, labels)
         network = build_network(config, labels, fetch=False)
-        network.load_state_dict(load_file(found / WEIGHTS))
-        return Checkpoint(
-            network,
-            config,
-            labels,
-            Normalization(tuple(pixels["mean"]), tuple(pixels["std"])),
-            _read_object(found / METRICS),
-        )
-    except UserError:
-        raise
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"checkpoint {found} is broken or of another version: {one_line(error)}"
-        ) from error
+        check_fit(weights, network)
+        network.load_state_dict(weights)
+    return Checkpoint(network, config, labels, normalization, metrics, confusion, origin)
 
 
 def save_last(folder: Path, training: Training, history: list[dict[str, float]]) -> None:
     """Write what a trial needs to go on; of a finished trial only its history remains."""
     with replacing(folder) as filling:
-        _write(filling / HISTORY, history)
+        write(filling / HISTORY, history)
         if training.epoch < training.config.epochs:
             torch.save(training.state_dict(), filling / STATE)
 
 
 def load_history(folder: Path) -> list[dict[str, float]]:
-    """The metrics of every epoch of which `folder` holds the end; none if it holds nothing."""
+    """The metrics of every epoch of which `folder` holds the end; none if it holds nothing.
+
+    Raises UserError if they cannot be read.
+    """
     found = find(folder)
-    return _read(found / HISTORY) if found else []
+    if not found:
+        return []
+    with _said_of(f"the history of the training in {found}", _ANEW):
+        history = read(found / HISTORY)
+        if not isinstance(history, list):
+            raise UserError(f"{HISTORY} must hold a list, but holds {history!r:.60}")
+        return [metrics_of(epoch, HISTORY) for epoch in history]
 
 
 def load_last(folder: Path, training: Training) -> None:
-    """Bring a training of the same trial to where `save_last` left it."""
+    """Bring a training of the same trial to where `save_last` left it.
+
+    Raises UserError if what it left is broken, or of another trial.
+    """
     found = find(folder)
     assert found is not None, folder
-    state = torch.load(found / STATE, map_location=training.device, weights_only=True)
-    training.load_state_dict(state)
+    with _said_of(f"the state of the training in {found}", _ANEW):
+        state = torch.load(found / STATE, map_location=training.device, weights_only=True)
+        training.load_state_dict(state)
 
 
 def discard_state(folder: Path) -> None:
@@ -139,25 +194,27 @@ def discard_state(folder: Path) -> None:
 
 
 def read_score(folder: Path) -> dict[str, float]:
-    """The metrics of the checkpoint in `folder`; none if there is no checkpoint."""
+    """The metrics of the checkpoint in `folder`; none if there is no checkpoint.
+
+    Raises UserError if they cannot be read.
+    """
     found = find(folder)
-    return _read(found / METRICS) if found else {}
+    if not found:
+        return {}
+    with _said_of(f"the score of the checkpoint {found}"):
+        return metrics_of(read(found / METRICS), METRICS)
 
 
 def _sibling(folder: Path, role: str) -> Path:
     return folder.with_name(f".{folder.name}.{role}")
 
 
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    value = _read(path)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} must hold a JSON object, but holds {type(value).__name__}")
-    return value
+@contextmanager
+def _said_of(what: str, way_out: str = "") -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:  # which says nothing about what is read
+        raise
+    except _BROKEN as error:
+        reason = str(error) if isinstance(error, UserError) else one_line(error)
+        raise UserError(f"{what} cannot be used: {reason}{way_out}") from error

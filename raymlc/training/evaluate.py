@@ -1,10 +1,11 @@
-"""A model's metrics on a split."""
+"""What a model says on a split."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,23 +70,37 @@ def evaluate(
     *,
     batch_size: int,
     precision: str = "auto",
-    prefix: str = "val",
+    eval_crop: float = 1.0,
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    flip: bool = False,
     workers: Workers = Workers(),
-) -> dict[str, float]:
-    """The metrics of `Counts.metrics` over every row of `data`, alike on every worker.
+) -> Counts:
+    """What the model says over every row of `data`, counted; alike on every worker.
 
     batch_size: images a batch of one worker. The model is left in evaluation mode.
+    eval_crop, interpolation: the part of an image that is seen, as `evaluation_batches` has them.
+    flip: predict by the mean of the logits of an image and of its mirror image.
     """
     model.eval()
-    counts = Counts(labels, data.targets, device)
+    counts = Counts(labels, data.targets, device, workers.rank, workers.size)
     dtype = autocast_dtype(precision, device)
     batches = evaluation_batches(
-        data, batch_size, normalization, device, workers.rank, workers.size
+        data,
+        batch_size,
+        normalization,
+        device,
+        workers.rank,
+        workers.size,
+        eval_crop=eval_crop,
+        interpolation=interpolation,
     )
     for batch in batches:
         with autocast(dtype, device):
             logits = model(batch.images_BCHW)
+            if flip:
+                mirrored = model(batch.images_BCHW.flip(-1))
+                logits = {name: (logits[name].float() + mirrored[name]) / 2 for name in logits}
         counts.add(logits, batch.targets)
     for tensor in counts.tensors():
         workers.sum_(tensor)
-    return counts.metrics(prefix)
+    return counts

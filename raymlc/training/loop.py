@@ -127,7 +127,7 @@ def _train_epoch(
     for name, value in zip(names, values[1:], strict=True):
         metrics[f"train/loss/{name}"] = value / known[name] if known[name] else math.nan
     if config.task_weighting != "fixed":
-        weights = training.weighting.weights_H().tolist()
+        weights = training.weighting.weights().tolist()
         metrics |= {f"train/weight/{n}": w for n, w in zip(names, weights, strict=True)}
     return metrics
 

@@ -137,6 +137,7 @@ def _save(training: Training, metrics: dict[str, float], folder: Path) -> None:
         training.labels,
         training.normalization,
         metrics,
+        training.counts.confusion() if training.counts else {},
     )
 
 

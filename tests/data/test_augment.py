@@ -1,264 +1,224 @@
-"""Augmented batches have the distribution of torchvision's augmented images.
+"""A batch is augmented as timm augments its images, reproducibly, and without waiting for a GPU.
 
-Shapes: B images, C channels, H and W pixels, N samples, 2 for height and width.
+Shapes: B images, C channels, H and W pixels, N samples, M images that are mixed into one.
 """
 
-import math
+import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from timm.data import auto_augment as timm
 from torch import Tensor
-from torchvision import transforms
-from torchvision.transforms import v2
 
-from raymlc.data.augment import crop_and_flip, erase, randaugment
+from raymlc.data.augment import augment
+from raymlc.data.batches import Normalization
+from raymlc.data.color import apply_colors
+from raymlc.data.geometry import crops, flips, moves, resample
+from raymlc.data.policy import augmix, randaugment
+from raymlc.trial import TrialConfig
 
-SIDE = 32
 Samples = NDArray[np.float64]
+OFF: dict[str, Any] = {"crop_min_area": 1.0, "hflip_prob": 0.0}
+EACH: dict[str, dict[str, Any]] = {
+    "randaug": {"randaug_ops": 2},
+    "geometric": {"randaug_ops": 2, "randaug_color": False},
+    "autoaugment": {"autoaugment": True},
+    "augmix": {"augmix": True},
+    "jitter": {"color_jitter": 0.4},
+    "crop": {"crop_min_area": 0.3},
+    "hflip": {"hflip_prob": 0.5},
+    "vflip": {"vflip_prob": 0.5},
+    "pixel": {"erasing_prob": 0.5},
+    "color": {"erasing_prob": 0.5, "erasing_mode": "color", "erasing_count": 3},
+    "zero": {"erasing_prob": 0.5, "erasing_mode": "zero"},
+}
+# timm fills with grey 128, which is the mean here.
+GREY = Normalization((128 / 255,) * 3, (1 / 255,) * 3)
 
 
-def noise(batch: int, height: int = 9, width: int = 12) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, 3, height, width, generator=generator)
+def pictures(batch: int, side: int = 24) -> Tensor:
+    rng = np.random.default_rng(0)
+    small_NHWC = rng.integers(0, 256, (batch, 4, 4, 3), dtype=np.uint8)
+    whole = [
+        np.asarray(Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC))
+        for small in small_NHWC
+    ]
+    return torch.from_numpy(np.stack(whole)).permute(0, 3, 1, 2)
 
 
-def coordinates(batch: int) -> Tensor:
-    """Images whose channel 0 is each pixel's x, and channel 1 its y, both in [0, 1]."""
-    line = (torch.arange(SIDE) + 0.5) / SIDE
-    y_HW, x_HW = torch.meshgrid(line, line, indexing="ij")
-    return torch.stack([x_HW, y_HW]).expand(batch, -1, -1, -1)
+def trial(**fields: Any) -> TrialConfig:
+    """A trial that does nothing to images but what is asked."""
+    return TrialConfig(**{**OFF, **fields})
 
 
-def crops(batch: int, min_area: float, hflip_prob: float) -> dict[str, Samples]:
-    """What `crop_and_flip` did to each image, read off the coordinates in its result."""
-    cropped_BCHW = crop_and_flip(coordinates(batch), min_area, hflip_prob).double()
-    # Inner pixels, since the outermost are interpolated over the image's edge.
-    near, far = SIDE // 4, 3 * SIDE // 4
-    share = (far - near) / SIDE
-    x_BW, y_BH = cropped_BCHW[:, 0, SIDE // 2], cropped_BCHW[:, 1, :, SIDE // 2]
-    width_B = (x_BW[:, far] - x_BW[:, near]) / share
-    height_B = (y_BH[:, far] - y_BH[:, near]) / share
-    # The middle of the result lies between its two middle pixels.
-    centre_x_B = x_BW[:, SIDE // 2 - 1 : SIDE // 2 + 1].mean(1)
-    centre_y_B = y_BH[:, SIDE // 2 - 1 : SIDE // 2 + 1].mean(1)
+def augmented(pixels_BCHW: Tensor, seed: int = 0, **fields: Any) -> Tensor:
+    torch.manual_seed(seed)
+    return augment(pixels_BCHW, trial(**fields), GREY)
+
+
+@pytest.mark.parametrize("fields", EACH.values(), ids=EACH)
+def test_one_seed_gives_one_batch_to_the_bit(fields: dict[str, Any]) -> None:
+    pixels_BCHW = pictures(16)
+    first_BCHW = augmented(pixels_BCHW, 1, **fields)
+    np.random.default_rng().random()
+    random.random()
+    assert torch.equal(augmented(pixels_BCHW, 1, **fields), first_BCHW)
+    assert not torch.equal(augmented(pixels_BCHW, 2, **fields), first_BCHW)
+
+
+@pytest.mark.parametrize("fields", EACH.values(), ids=EACH)
+def test_a_batch_after_another_is_augmented_otherwise(fields: dict[str, Any]) -> None:
+    pixels_BCHW = pictures(16)
+    first_BCHW = augmented(pixels_BCHW, **fields)
+    assert not torch.equal(augment(pixels_BCHW, trial(**fields), GREY), first_BCHW)
+
+
+@pytest.mark.parametrize("fields", EACH.values(), ids=EACH)
+def test_the_pixels_stay_and_the_result_is_float32_with_channels_last(
+    fields: dict[str, Any],
+) -> None:
+    pixels_BCHW = pictures(16)
+    before_BCHW = pixels_BCHW.clone()
+    for given_BCHW in (pixels_BCHW, pixels_BCHW.contiguous()):
+        result_BCHW = augmented(given_BCHW, **fields)
+        assert torch.equal(given_BCHW, before_BCHW)
+        assert result_BCHW.dtype == torch.float32
+        assert result_BCHW.shape == pixels_BCHW.shape
+        assert result_BCHW.is_contiguous(memory_format=torch.channels_last)
+        assert not torch.equal(result_BCHW, GREY(pixels_BCHW))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("fields", EACH.values(), ids=EACH)
+def test_no_value_is_waited_for(fields: dict[str, Any], interpolation: str) -> None:
+    # Tensors of the device "meta" have no values: whatever waits for one fails.
+    pixels_BCHW = pictures(16).to("meta")
+    result_BCHW = augmented(pixels_BCHW, interpolation=interpolation, **fields)
+    assert result_BCHW.device.type == "meta"
+
+
+def test_an_augmentation_that_would_wait_is_noticed() -> None:
+    """Else the test above could not fail."""
+    with pytest.raises(NotImplementedError, match="meta"):
+        pictures(2).to("meta").nonzero()
+    with pytest.raises(RuntimeError, match="meta"):
+        float(pictures(2).to("meta").sum())
+
+
+def test_where_nothing_is_asked_images_are_only_normalised() -> None:
+    pixels_BCHW = pictures(8)
+    assert torch.equal(augmented(pixels_BCHW), GREY(pixels_BCHW))
+
+
+def test_geometric_operations_leave_one_color_or_the_fill() -> None:
+    color_C11 = torch.tensor([10, 200, 90], dtype=torch.uint8)[:, None, None]
+    pixels_BCHW = color_C11.expand(200, 3, 24, 24)
+    result_BCHW = augmented(
+        pixels_BCHW, randaug_ops=3, randaug_color=False, crop_min_area=0.4, hflip_prob=0.5
+    )
+    same_BHW = ((result_BCHW - GREY(pixels_BCHW)).abs() < 1e-3).all(1)
+    filled_BHW = (result_BCHW == 0).all(1)
+    assert (same_BHW | filled_BHW).all()
+    assert 0.5 < same_BHW.float().mean() < 0.95
+    # Colour operations do not.
+    colored_BCHW = augmented(pixels_BCHW, randaug_ops=3)
+    other_BHW = ((colored_BCHW - GREY(pixels_BCHW)).abs() >= 1).any(1) & (colored_BCHW != 0).any(1)
+    assert other_BHW.flatten(1).any(1).float().mean() > 0.3
+
+
+def statistics(images_BCHW: Samples) -> dict[str, Samples]:
+    """A few numbers of each image, which different operations change."""
+    grey_BHW = images_BCHW.mean(1)
     return {
-        "area": (width_B.abs() * height_B).numpy(),
-        "log_ratio": (width_B.abs() / height_B).log().numpy(),
-        "width": width_B.abs().numpy(),
-        "height": height_B.numpy(),
-        "x": centre_x_B.numpy(),
-        "y": centre_y_B.numpy(),
-        "mirrored": (width_B < 0).double().numpy(),
+        "mean": grey_BHW.mean((1, 2)),
+        "spread": grey_BHW.std((1, 2)),
+        "color": images_BCHW.std(1).mean((1, 2)),
+        "edges": np.abs(np.diff(grey_BHW, axis=2)).mean((1, 2)),
+        "fill": (np.abs(images_BCHW - 128).max(1) < 1).mean((1, 2)),
     }
 
 
-def reference_crops(samples: int, min_area: float) -> dict[str, Samples]:
-    """The same of torchvision's crops, on an image so large that rounding does not show."""
-    side = 10_000
-    image = torch.empty(3, side, side, device="meta")
-    found_N4 = np.array(
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"randaug_ops": 2}, "rand-m9-mstd0.5"),
+        ({"randaug_ops": 3, "randaug_magnitude": 4.0, "randaug_std": 0.0}, "rand-m4-n3"),
+        ({"autoaugment": True}, "original"),
+        ({"augmix": True}, "augmix-m3"),
+    ],
+)
+def test_a_batch_is_distributed_as_images_that_timm_augments(
+    assert_one_distribution: Callable[[Samples, Samples], None], fields: dict[str, Any], text: str
+) -> None:
+    random.seed(0)
+    np.random.seed(0)
+    hparams = {"img_mean": (128,) * 3, "interpolation": Image.Resampling.BILINEAR}
+    make = {"r": timm.rand_augment_transform, "o": timm.auto_augment_transform}
+    transform = make.get(text[0], timm.augment_and_mix_transform)(text, hparams)
+    pixels_BCHW = pictures(400)
+    theirs_BHWC = np.stack(
         [
-            transforms.RandomResizedCrop.get_params(image, [min_area, 1.0], [3 / 4, 4 / 3])
-            for _ in range(samples)
+            np.asarray(transform(Image.fromarray(image_CHW.permute(1, 2, 0).numpy())))
+            for image_CHW in pixels_BCHW
         ]
     )
-    top_N, left_N, height_N, width_N = found_N4.T / side
-    return {
-        "area": height_N * width_N,
-        "log_ratio": np.log(width_N / height_N),
-        "width": width_N,
-        "height": height_N,
-        "x": left_N + width_N / 2,
-        "y": top_N + height_N / 2,
-    }
+    ours = statistics(augmented(pixels_BCHW, **fields).double().numpy() + 128)
+    theirs = statistics(theirs_BHWC.transpose(0, 3, 1, 2).astype(float))
+    if "augmix" in fields:  # timm rounds what it mixes to whole values
+        del ours["fill"]
+    for name, samples_N in ours.items():
+        assert_one_distribution(samples_N, theirs[name])
 
 
-def distance(first_N: Samples, second_N: Samples) -> float:
-    """Kolmogorov and Smirnov's: the largest gap between the two cumulative distributions."""
-    places = np.concatenate([first_N, second_N])
-    first_cdf = np.searchsorted(np.sort(first_N), places, side="right") / len(first_N)
-    second_cdf = np.searchsorted(np.sort(second_N), places, side="right") / len(second_N)
-    return float(np.abs(first_cdf - second_cdf).max())
-
-
-def assert_one_distribution(first_N: Samples, second_N: Samples) -> None:
-    """That two samples differ no more than one in 1,000 pairs of the same distribution would."""
-    n, m = len(first_N), len(second_N)
-    assert distance(first_N, second_N) < 1.95 * math.sqrt((n + m) / (n * m))
-
-
-def test_whole_crops_without_a_flip_are_the_images_themselves() -> None:
-    images_BCHW = noise(5)
-    torch.testing.assert_close(crop_and_flip(images_BCHW, 1.0, 0.0), images_BCHW, rtol=0, atol=1e-5)
-
-
-def test_whole_crops_that_are_all_flipped_are_mirrored_left_to_right() -> None:
-    images_BCHW = noise(5)
-    torch.testing.assert_close(
-        crop_and_flip(images_BCHW, 1.0, 1.0), images_BCHW.flip(-1), rtol=0, atol=1e-5
+def test_operations_come_before_the_crop_and_the_flip() -> None:
+    pixels_BCHW = pictures(16)
+    result_BCHW = augmented(
+        pixels_BCHW, 5, randaug_ops=2, crop_min_area=0.3, hflip_prob=0.5, vflip_prob=0.5
     )
-
-
-@pytest.mark.parametrize("hflip_prob", [0.0, 0.3, 1.0])
-def test_the_share_of_mirrored_images_is_the_asked_one(hflip_prob: float) -> None:
-    torch.manual_seed(0)
-    share = crops(2000, 0.5, hflip_prob)["mirrored"].mean()
-    assert abs(share - hflip_prob) <= 4 * math.sqrt(hflip_prob * (1 - hflip_prob) / 2000)
-
-
-@pytest.mark.parametrize("min_area", [0.08, 0.6])
-def test_crops_are_distributed_as_torchvisions(min_area: float) -> None:
-    torch.manual_seed(1)
-    ours, theirs = crops(4000, min_area, 0.5), reference_crops(4000, min_area)
-    for name, samples_N in theirs.items():
-        assert_one_distribution(ours[name], samples_N)
-
-
-def test_a_mirrored_crop_is_from_the_same_distribution_as_another() -> None:
-    torch.manual_seed(2)
-    found = crops(4000, 0.3, 0.5)
-    for name in ("area", "log_ratio", "x", "y"):
-        mirrored_N = found["mirrored"] == 1
-        assert_one_distribution(found[name][mirrored_N], found[name][~mirrored_N])
-
-
-@pytest.mark.parametrize("min_area", [0.08, 0.6, 1.0])
-def test_crops_lie_inside_the_image_and_cover_the_least_area(min_area: float) -> None:
-    torch.manual_seed(3)
-    found = crops(2000, min_area, 0.5)
-    assert found["area"].min() >= min_area - 1e-3
-    assert np.abs(found["log_ratio"]).max() <= math.log(4 / 3) + 1e-3
-    for centre, size in (("x", "width"), ("y", "height")):
-        assert (found[centre] - found[size] / 2).min() >= -1e-3
-        assert (found[centre] + found[size] / 2).max() <= 1 + 1e-3
-
-
-def test_a_crop_holds_what_an_enlargement_of_its_rectangle_holds() -> None:
-    torch.manual_seed(4)
-    original_BCHW = noise(1, SIDE, SIDE)
-    seen_BCHW = torch.cat([coordinates(1), original_BCHW], dim=1).repeat(8, 1, 1, 1)
-    for x_HW, y_HW, *colors in crop_and_flip(seen_BCHW, 0.3, 0.5):
-        # Where the coordinates say a pixel came from, the other channels came from too.
-        column_HW, row_HW = x_HW * SIDE - 0.5, y_HW * SIDE - 0.5
-        left_HW = column_HW.floor().long().clamp(0, SIDE - 2)
-        top_HW = row_HW.floor().long().clamp(0, SIDE - 2)
-        right_share_HW, lower_share_HW = column_HW - left_HW, row_HW - top_HW
-        for color_HW, original_HW in zip(colors, original_BCHW[0], strict=True):
-            upper_HW = torch.lerp(
-                original_HW[top_HW, left_HW], original_HW[top_HW, left_HW + 1], right_share_HW
-            )
-            lower_HW = torch.lerp(
-                original_HW[top_HW + 1, left_HW],
-                original_HW[top_HW + 1, left_HW + 1],
-                right_share_HW,
-            )
-            expected_HW = torch.lerp(upper_HW, lower_HW, lower_share_HW)
-            torch.testing.assert_close(color_HW, expected_HW, rtol=0, atol=1e-3)
-
-
-def test_images_of_one_batch_are_cropped_each_in_its_own_way() -> None:
     torch.manual_seed(5)
-    assert len(np.unique(crops(64, 0.3, 0.0)["area"].round(6))) > 60
-
-
-def erased_masks(batch: int, prob: float, side: int = SIDE) -> NDArray[np.bool_]:
-    """Which pixels of images of nothing but 9 are erased; the same ones in every channel."""
-    nines_BCHW = torch.full((batch, 2, side, side), 9.0)
-    changed_BCHW = (erase(nines_BCHW, prob) != 9).numpy()
-    assert (changed_BCHW[:, 0] == changed_BCHW[:, 1]).all()
-    masks_BHW: NDArray[np.bool_] = changed_BCHW[:, 0]
-    return masks_BHW
-
-
-def test_no_image_is_erased_with_probability_0() -> None:
-    images_BCHW = noise(50)
-    assert torch.equal(erase(images_BCHW, 0.0), images_BCHW)
-
-
-def test_what_is_erased_is_one_rectangle_inside_each_image() -> None:
-    torch.manual_seed(6)
-    masks_BHW = erased_masks(500, 1.0)
-    rows_BH, columns_BW = masks_BHW.max(2), masks_BHW.max(1)
-    assert (masks_BHW == (rows_BH[:, :, None] & columns_BW[:, None, :])).all()
-    for lines_BL in (rows_BH, columns_BW):
-        # A rectangle's rows, or columns, begin once and end once.
-        padded_BL = np.pad(lines_BL, ((0, 0), (1, 1))).astype(int)
-        assert (np.abs(np.diff(padded_BL, axis=1)).sum(1) == 2).all()
-
-
-def test_erased_rectangles_have_torchvisions_areas_and_ratios() -> None:
-    torch.manual_seed(7)
-    masks_BHW = np.concatenate([erased_masks(250, 1.0, side=128) for _ in range(8)])
-    ours_N2 = np.stack([masks_BHW.any(2).sum(1), masks_BHW.any(1).sum(1)], axis=1) / 128
-    image_CHW = torch.empty(1, 128, 128)
-    params = [
-        transforms.RandomErasing.get_params(image_CHW, (0.02, 1 / 3), (0.3, 1 / 0.3), [0.0])
-        for _ in range(4000)
-    ]
-    theirs_N2 = np.array([(height, width) for _, _, height, width, _ in params]) / 128
-    error = theirs_N2.prod(1).std() * math.sqrt(1 / 2000 + 1 / 4000)
-    assert abs(ours_N2.prod(1).mean() - theirs_N2.prod(1).mean()) < 4 * error
-
-    # Sizes are whole pixels, which torchvision rounds to and the batch does not: a jitter of one
-    # pixel hides it.
-    rng = np.random.default_rng(0)
-    ours_N2, theirs_N2 = (
-        sizes_N2 + rng.uniform(-0.5, 0.5, sizes_N2.shape) / 128 for sizes_N2 in (ours_N2, theirs_N2)
+    rng = np.random.default_rng(torch.randint(2**62, (2,)).numpy())
+    steps = randaugment(rng, 16, 2, 9.0, 0.5, color=True)
+    crop_B33, flip_B33 = crops(rng, 16, 0.3, 4 / 3), flips(rng, 16, 0.5, 0.5)
+    expected_BCHW = resample(
+        GREY(apply_colors(pixels_BCHW, steps)),
+        moves(steps, 24, 24) @ crop_B33 @ flip_B33,
+        "bilinear",
     )
-    assert_one_distribution(ours_N2.prod(1), theirs_N2.prod(1))
-    assert_one_distribution(ours_N2[:, 0], theirs_N2[:, 0])
-    assert_one_distribution(ours_N2[:, 1], theirs_N2[:, 1])
-    assert_one_distribution(ours_N2[:, 0] / ours_N2[:, 1], theirs_N2[:, 0] / theirs_N2[:, 1])
+    torch.testing.assert_close(result_BCHW, expected_BCHW, rtol=0, atol=1e-3)
 
 
-def test_erased_rectangles_lie_anywhere_alike() -> None:
-    torch.manual_seed(8)
-    share_HW: Samples = erased_masks(3000, 1.0).mean(0)
-    for mirrored_HW in (share_HW[::-1], share_HW[:, ::-1], share_HW.T):
-        assert np.abs(share_HW - mirrored_HW).max() < 0.05
-    assert share_HW[SIDE // 2, SIDE // 2] > 2 * share_HW[0, 0] > 0
+def test_augmix_is_the_mean_of_its_images_by_their_shares() -> None:
+    pixels_BCHW = pictures(16)
+    result_BCHW = augmented(pixels_BCHW, 6, augmix=True)
+    torch.manual_seed(6)
+    rng = np.random.default_rng(torch.randint(2**62, (2,)).numpy())
+    shares_BM, mixed = augmix(rng, 16)
+    expected_BCHW = torch.zeros(16, 3, 24, 24)
+    for share_B, steps in zip(torch.from_numpy(shares_BM).float().T, mixed, strict=True):
+        seen_BCHW = resample(
+            GREY(apply_colors(pixels_BCHW, steps)), moves(steps, 24, 24), "bilinear"
+        )
+        expected_BCHW += share_B[:, None, None, None] * seen_BCHW
+    torch.testing.assert_close(result_BCHW, expected_BCHW, rtol=0, atol=1e-3)
 
 
-def test_the_share_of_erased_images_is_the_asked_one() -> None:
-    torch.manual_seed(9)
-    share = erased_masks(2000, 0.3).any((1, 2)).mean()
-    assert abs(share - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 2000)
+def test_a_batch_larger_than_a_cache_is_augmented_as_a_small_one() -> None:
+    # Parts are as good as the whole: each image of one colour keeps its own.
+    pixels_BCHW = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(40, 3, 96, 96)
+    result_BCHW = augmented(pixels_BCHW, crop_min_area=0.3, hflip_prob=0.5)
+    torch.testing.assert_close(result_BCHW, GREY(pixels_BCHW), rtol=0, atol=1e-3)
 
 
-def test_erased_pixels_hold_normal_noise_and_the_others_what_they_held() -> None:
-    torch.manual_seed(10)
-    images_BCHW = torch.full((200, 3, 32, 32), 9.0)
-    erased_BCHW = erase(images_BCHW, 1.0)
-    values_N = erased_BCHW[erased_BCHW != 9]
-    assert len(values_N) > 50_000
-    assert abs(values_N.mean()) < 0.02
-    assert abs(values_N.std() - 1) < 0.02
-    # Each channel has its own.
-    chosen_B1HW = (erased_BCHW != 9).all(1, keepdim=True)
-    first_N, second_N = (erased_BCHW[:, c : c + 1][chosen_B1HW] for c in (0, 1))
-    assert abs(np.corrcoef(first_N, second_N)[0, 1]) < 0.03
-
-
-def test_randaugment_augments_each_image_as_torchvision_does() -> None:
-    generator = torch.Generator().manual_seed(0)
-    images_BCHW = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=generator)
-    torch.manual_seed(11)
-    augmented_BCHW = randaugment(images_BCHW, ops=2, magnitude=9)
-    torch.manual_seed(11)
-    reference = v2.RandAugment(num_ops=2, magnitude=9)
-    for result_CHW, image_CHW in zip(augmented_BCHW, images_BCHW, strict=True):
-        assert torch.equal(result_CHW, reference(image_CHW))
-    assert augmented_BCHW.dtype == torch.uint8
-    assert not torch.equal(augmented_BCHW, images_BCHW)
-
-
-def test_one_seed_gives_one_augmentation() -> None:
-    images_BCHW = noise(4)
-    results = []
-    for seed in (12, 12, 13):
-        torch.manual_seed(seed)
-        results.append(erase(crop_and_flip(images_BCHW, 0.5, 0.5), 0.5))
-    assert torch.equal(results[0], results[1])
-    assert not torch.equal(results[0], results[2])
+def test_what_is_erased_is_erased_after_all_else() -> None:
+    pixels_BCHW = pictures(64)
+    fields: dict[str, Any] = {"crop_min_area": 0.3, "randaug_ops": 2}
+    before_BCHW = augmented(pixels_BCHW, **fields)
+    after_BCHW = augmented(pixels_BCHW, erasing_prob=1.0, erasing_mode="zero", **fields)
+    kept_BCHW = after_BCHW == before_BCHW
+    assert (after_BCHW[~kept_BCHW] == 0).all()
+    assert (~kept_BCHW).flatten(1).any(1).float().mean() > 0.9

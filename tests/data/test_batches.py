@@ -224,7 +224,13 @@ def test_a_batch_is_float32_with_channels_last_in_memory(data: ImageSplit) -> No
     [
         {"crop_min_area": 0.3},
         {"hflip_prob": 1.0},
-        {"randaug_ops": 3, "randaug_magnitude": 20},
+        {"vflip_prob": 1.0},
+        {"crop_min_area": 0.3, "crop_max_ratio": 3.0},
+        {"randaug_ops": 8},
+        {"randaug_ops": 8, "randaug_color": False},
+        {"autoaugment": True},
+        {"augmix": True},
+        {"color_jitter": 0.5},
         {"erasing_prob": 1.0},
     ],
 )
@@ -239,7 +245,9 @@ def test_each_field_of_augmentation_changes_images_and_no_targets(fields: dict[s
 
     before, after = first(plain(8)), first(plain(8).replace(fields))
     changed_B = (before.images_BCHW != after.images_BCHW).flatten(1).any(1)
-    assert changed_B.sum() >= 7
+    assert changed_B.sum() >= 6
+    whole = first(plain(8).replace({**fields, "augment": False}))
+    assert torch.equal(whole.images_BCHW, before.images_BCHW)
     for head, target in before.targets.items():
         assert torch.equal(after.targets[head], target)
     assert after.known == before.known
@@ -253,6 +261,170 @@ def test_an_evaluation_never_augments(data: ImageSplit) -> None:
     assert torch.equal(images[0], images[1])
     expected_NHWC = data.images_NHWC[data.places_N]
     assert ((images[0].permute(0, 2, 3, 1) * 255).round().numpy() == expected_NHWC).all()
+
+
+def textured(side: int = 24) -> ImageSplit:
+    """As `data`, but of noise."""
+    images_NHWC = np.random.default_rng(0).integers(0, 256, (ROWS, side, side, 3), dtype=np.uint8)
+    return ImageSplit(images_NHWC, np.arange(ROWS), Labels.learn(CELLS).encode(CELLS))
+
+
+@pytest.mark.parametrize("fields", [{"mixup_alpha": 1.0}, {"cutmix_alpha": 1.0}])
+def test_without_augmentation_nothing_is_done_to_images(fields: dict[str, Any]) -> None:
+    data = textured()
+    config = TrialConfig(batch_size=11, augment=False, randaug_ops=2, erasing_prob=1.0, **fields)
+    for batch in training_batches(data, config, PLAIN, CPU, 0):
+        assert batch.mixed_targets is None
+        assert batch.share == 1.0
+    plain_images = [b.images_BCHW for b in training_batches(data, plain(11), PLAIN, CPU, 0)]
+    for batch, images_BCHW in zip(
+        training_batches(data, config, PLAIN, CPU, 0), plain_images, strict=True
+    ):
+        assert torch.equal(batch.images_BCHW, images_BCHW)
+
+
+@pytest.mark.parametrize("fields", [{"mixup_alpha": 1.0}, {"cutmix_alpha": 1.0}])
+def test_mixed_batches_come_with_their_partners_targets(fields: dict[str, Any]) -> None:
+    data = textured()
+    whole = training_batches(data, plain(11), PLAIN, CPU, 2)
+    for before, batch in zip(
+        whole, training_batches(data, plain(11, **fields), PLAIN, CPU, 2), strict=True
+    ):
+        assert 0 < batch.share < 1
+        assert batch.mixed_targets is not None
+        for head, target in before.targets.items():
+            assert torch.equal(batch.targets[head], target)
+            assert torch.equal(batch.mixed_targets[head], target.flip(0))
+        # So that the mean of the batch is the mean of its own and its partners' images.
+        if "mixup_alpha" in fields:
+            expected_BCHW = before.images_BCHW.lerp(before.images_BCHW.flip(0), 1 - batch.share)
+            torch.testing.assert_close(batch.images_BCHW, expected_BCHW)
+        else:
+            own_BCHW = batch.images_BCHW == before.images_BCHW
+            assert abs(own_BCHW[0].float().mean() - batch.share) < 0.02
+
+
+def test_mixed_steps_are_alike_for_all_workers_and_other_from_step_to_step() -> None:
+    config = plain(4, mixup_alpha=0.5, cutmix_alpha=0.5)
+    shares = []
+    for rank in (0, 1):
+        torch.manual_seed(rank)
+        batches = training_batches(textured(), config, PLAIN, CPU, 1, rank, 2)
+        shares.append([batch.share for batch in batches])
+    assert shares[0] == shares[1]
+    assert len(set(shares[0])) == 5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_mixed_loss_over_known_is_the_mean_of_all_labels_by_their_shares(workers: int) -> None:
+    """`known` needs no change: a worker's partners are its own rows, in another order."""
+
+    def loss(batch: Batch) -> float:
+        assert batch.mixed_targets is not None
+        total = 0.0
+        for share, targets in (
+            (batch.share, batch.targets),
+            (1 - batch.share, batch.mixed_targets),
+        ):
+            target_B = targets["shape"]
+            total += share * float((target_B[target_B != MISSING] + 1).sum())
+        return total / batch.known["shape"]
+
+    config = plain(12, mixup_alpha=1.0)
+    parts = [
+        training_batches(textured(), config, PLAIN, CPU, 0, rank, workers)
+        for rank in range(workers)
+    ]
+    unmixed = training_batches(textured(), plain(12), PLAIN, CPU, 0)
+    for shares, whole in zip(zip(*parts, strict=True), unmixed, strict=True):
+        target_B = whole.targets["shape"]
+        # A permutation of the labels has their mean.
+        expected = float((target_B[target_B != MISSING] + 1).float().mean())
+        assert np.mean([loss(share) for share in shares]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "lengths"),
+    [
+        (8, 8, [8]),
+        (8, 100, [8]),
+        (8, 4, [4, 4]),
+        (9, 4, [3, 3, 3]),
+        (9, 8, [5, 4]),
+        (7, 3, [3, 2, 2]),
+        (4, 3, [2, 2]),
+        (5, 2, [2, 2, 1]),
+        (3, 1, [1, 1, 1]),
+        (1, 4, [1]),
+    ],
+)
+def test_parts_are_consecutive_and_alike_in_length(
+    rows: int, size: int, lengths: list[int]
+) -> None:
+    images_BCHW = torch.randn(rows, 3, 2, 2)
+    targets = {"shape": torch.arange(rows), "marks": torch.randn(rows, 2)}
+    mixed = {head: target.flip(0) for head, target in targets.items()}
+    batch = Batch(images_BCHW, targets, {"shape": 3.0, "marks": 2.0}, mixed, 0.7)
+    assert len(batch) == rows
+    parts = list(batch.parts(size))
+    assert [len(part) for part in parts] == lengths
+    assert torch.equal(torch.cat([part.images_BCHW for part in parts]), images_BCHW)
+    assert parts[0].images_BCHW.data_ptr() == images_BCHW.data_ptr()
+    for head in targets:
+        assert torch.equal(torch.cat([part.targets[head] for part in parts]), targets[head])
+        partners = [part.mixed_targets[head] for part in parts if part.mixed_targets]
+        assert torch.equal(torch.cat(partners), mixed[head])
+    assert all(part.known == batch.known and part.share == 0.7 for part in parts)
+    unmixed = Batch(images_BCHW, targets, batch.known)
+    assert all(part.mixed_targets is None and part.share == 1 for part in unmixed.parts(size))
+
+
+def test_no_part_of_a_larger_batch_has_a_single_row_where_size_is_above_2() -> None:
+    for rows in range(2, 60):
+        batch = Batch(torch.zeros(rows, 3, 1, 1), {}, {})
+        for size in range(3, 40):
+            lengths = [len(part) for part in batch.parts(size)]
+            assert sum(lengths) == rows
+            assert 2 <= min(lengths) <= max(lengths) <= size
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_an_evaluation_sees_the_central_part_enlarged(interpolation: Any) -> None:
+    images_NHWC = np.zeros((ROWS, 24, 24, 3), np.uint8)
+    images_NHWC[:, 6:18, 6:18] = 200  # the central half
+    data = ImageSplit(images_NHWC, np.arange(ROWS), Labels.learn(CELLS).encode(CELLS))
+    for batch in evaluation_batches(data, 5, PLAIN, CPU, 0, 1, 0.5, interpolation):
+        inner_BCHW = batch.images_BCHW[:, :, 4:-4, 4:-4] * 255
+        torch.testing.assert_close(inner_BCHW, torch.full_like(inner_BCHW, 200.0))
+        assert batch.images_BCHW.is_contiguous(memory_format=torch.channels_last)
+    whole = evaluation_batches(data, ROWS, PLAIN, CPU, 0, 1, 1.0, interpolation)
+    part = evaluation_batches(data, ROWS, PLAIN, CPU, 0, 1, 0.8, interpolation)
+    bright, brighter = (next(batches).images_BCHW.mean() for batches in (whole, part))
+    # The square covers a quarter of the whole.
+    assert bright == pytest.approx(0.25 * 200 / 255, abs=1e-6)
+    assert brighter == pytest.approx(0.25 / 0.8**2 * 200 / 255, rel=0.02)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_whole_evaluation_is_untouched_by_interpolation(
+    data: ImageSplit, interpolation: Any
+) -> None:
+    for first, second in zip(
+        evaluation_batches(data, 5, PLAIN, CPU),
+        evaluation_batches(data, 5, PLAIN, CPU, 0, 1, 1.0, interpolation),
+        strict=True,
+    ):
+        assert torch.equal(first.images_BCHW, second.images_BCHW)
+
+
+def test_no_batch_waits_for_its_device() -> None:
+    # Tensors of the device "meta" have no values: whatever waits for one fails.
+    config = TrialConfig(batch_size=8, randaug_ops=2, erasing_prob=0.5, mixup_alpha=1.0)
+    meta = torch.device("meta")
+    for config_ in (config, config.replace({"cutmix_alpha": 1.0}), plain(8, augment=False)):
+        for batch in training_batches(textured(), config_, PLAIN, meta, 0):
+            assert len(list(batch.parts(3))) == 3
+    assert len(list(evaluation_batches(textured(), 8, PLAIN, meta, 0, 1, 0.9))) == 3
 
 
 @pytest.mark.parametrize(

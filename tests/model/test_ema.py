@@ -159,3 +159,49 @@ def test_it_keeps_up_with_an_optimizer_and_with_loaded_weights(layout: torch.mem
     ema.update()
     assert torch.equal(ema.model.state_dict()["0.weight"], states[0]["0.weight"])
     assert not torch.equal(states[0]["0.weight"], states[3]["0.weight"])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_device_that_is_the_models_own_changes_no_bit_of_the_average(
+    layout: torch.memory_format,
+) -> None:
+    model = small_model().to(memory_format=layout)
+    beside, placed = EMA(model, 0.99), EMA(model, 0.99, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(20):
+        wander(model, generator)
+        beside.update()
+        placed.update()
+        assert_states_close(placed.model, beside.model)
+    assert not torch.equal(placed.model.state_dict()["0.weight"], model.state_dict()["0.weight"])
+
+
+def test_an_average_on_another_device_stays_there_and_the_model_where_it_is() -> None:
+    """The meta device stands for any other: it takes no tensor of the CPU beside its own."""
+    model = small_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    ema = EMA(model, 0.99, torch.device("meta"))
+    for _ in range(3):
+        ema.update()
+    assert {tensor.device.type for tensor in ema.model.state_dict().values()} == {"meta"}
+    assert {tensor.device.type for tensor in ema.state_dict()["model"].values()} == {"meta"}
+    assert not any(part.training for part in ema.model.modules())
+    assert not any(parameter.requires_grad for parameter in ema.model.parameters())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_an_average_in_the_machines_memory_is_that_beside_the_model_on_the_gpu() -> None:
+    model = small_model().to("cuda")
+    beside, placed = EMA(model, 0.99), EMA(model, 0.99, torch.device("cpu"))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        model(torch.randn(2, 3, 8, 8, device="cuda"))
+        beside.update()
+        placed.update()
+    assert {tensor.device.type for tensor in placed.model.state_dict().values()} == {"cpu"}
+    assert_states_close(placed.model, beside.model.to("cpu"), 1e-6)
+    assert int(placed.model.state_dict()["1.num_batches_tracked"]) == 20

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.layers import DropPath
+from timm.layers import DropPath, convert_sync_batchnorm
 from torch import Tensor, nn
 
 from raymlc.errors import UserError
@@ -122,6 +122,78 @@ def test_drop_path_is_in_the_backbone_only_where_it_is_asked_for(backbone: str) 
         rates = [part.drop_prob for part in network.modules() if isinstance(part, DropPath)]
         assert any(rates) == (rate > 0)
         assert all(0 <= drop_prob <= rate for drop_prob in rates)
+
+
+WITH_BATCH_NORM = ["test_byobnet", "test_efficientnet", "test_maxvit", "test_resnet"]
+WITHOUT_BATCH_NORM = ["test_convnext", "test_efficientnet_ln", "test_nfnet", "test_vit"]
+
+
+def batch_norms(network: nn.Module) -> list[nn.BatchNorm2d]:
+    return [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("backbone", WITH_BATCH_NORM)
+@pytest.mark.parametrize("fetch", [False, True])
+def test_every_batch_norm_has_the_trials_momentum_and_eps_or_else_the_backbones_own(
+    backbone: str, fetch: bool
+) -> None:
+    config = SMALL.replace({"backbone": backbone})
+    own = batch_norms(build_network(config, LABELS, fetch))
+    assert len(own) > 5
+    assert {(norm.momentum, norm.eps) for norm in own} == {(0.1, 1e-5)}
+    for values, expected in (
+        ({"bn_momentum": 0.01}, (0.01, 1e-5)),
+        ({"bn_eps": 1e-3}, (0.1, 1e-3)),
+        ({"bn_momentum": 1.0, "bn_eps": 0.5}, (1.0, 0.5)),
+    ):
+        norms = batch_norms(build_network(config.replace(values), LABELS, fetch))
+        assert len(norms) == len(own)
+        assert {(norm.momentum, norm.eps) for norm in norms} == {expected}
+
+
+def test_bn_momentum_is_the_share_of_a_batch_in_the_running_statistics() -> None:
+    images_BCHW = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    means = []
+    for momentum in (1.0, 0.25):
+        torch.manual_seed(0)
+        network = build_network(SMALL.replace({"bn_momentum": momentum}), LABELS)
+        network.train()(images_BCHW)
+        means.append(batch_norms(network)[0].running_mean)
+    assert means[0] is not None
+    assert means[1] is not None
+    torch.testing.assert_close(means[1], 0.25 * means[0])
+    assert means[0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("backbone", WITHOUT_BATCH_NORM)
+@pytest.mark.parametrize("setting", [{"bn_momentum": 0.1}, {"bn_eps": 1e-5}, {"sync_bn": True}])
+def test_a_batch_norm_that_is_not_there_cannot_be_set(
+    backbone: str, setting: dict[str, float]
+) -> None:
+    config = SMALL.replace({"backbone": backbone})
+    with pytest.raises(UserError, match="bn_momentum, bn_eps and sync_bn are of batch norm") as e:
+        build_network(config.replace(setting), LABELS)
+    assert f"{backbone!r} has none; leave them as they are" in one_line(e)
+    build_network(config, LABELS)
+
+
+@pytest.mark.parametrize("backbone", WITH_BATCH_NORM)
+def test_batch_norm_over_workers_keeps_names_settings_and_results(backbone: str) -> None:
+    values = {"backbone": backbone, "sync_bn": True, "bn_momentum": 0.3, "bn_eps": 1e-3}
+    network = build_network(SMALL.replace(values), LABELS)
+    images_BCHW = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    network.train()(images_BCHW)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    expected = network.eval()(images_BCHW)
+    synced = convert_sync_batchnorm(network)
+    assert isinstance(synced, Network)
+    norms = batch_norms(synced)
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    assert {(norm.momentum, norm.eps) for norm in norms} == {(0.3, 1e-3)}
+    assert list(synced.state_dict()) == list(state)
+    assert all(torch.equal(synced.state_dict()[name], state[name]) for name in state)
+    for head, logits_BK in synced.eval()(images_BCHW).items():
+        torch.testing.assert_close(logits_BK, expected[head])
 
 
 def _is_dropout(part: nn.Module) -> bool:

@@ -567,3 +567,14 @@ def test_a_sparse_gradient_is_refused_in_one_line_before_anything_moves() -> Non
     with pytest.raises(UserError, match=r"^AdamP needs dense gradients, .*sparse=False$"):
         optimizer.step()
     assert torch.equal(dense.weight, before)
+
+
+def test_capture_in_a_cuda_graph_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    param = nn.Parameter(torch.ones(3, 2))
+    param.grad = torch.ones_like(param)
+    optimizer = AdamP([param])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(UserError, match="AdamP counts its steps on the host"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones(3, 2))

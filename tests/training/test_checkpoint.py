@@ -2,14 +2,18 @@
 
 import itertools
 import json
-import pickle
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import raymlc.training.checkpoint as checkpoint
@@ -29,13 +33,23 @@ from raymlc.training.checkpoint import (
     save_checkpoint,
     save_last,
 )
-from raymlc.training.loop import Training, fit
+from raymlc.training.files import Origin
+from raymlc.training.loop import fit
+from raymlc.training.state import Training
 from raymlc.trial import TrialConfig
 
 CPU = torch.device("cpu")
 PIXELS = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 METRICS = {"epoch": 3.0, "val/accuracy": 0.1 + 0.2, "val/loss": 1e-17, "lr": 1 / 3}
-JSON_FILES = ["trial.json", "labels.json", "preprocessing.json", "metrics.json"]
+CONFUSION = {"color": {"classes": ["blue", "green"], "counts": [[3, 0], [1, 2]]}}
+JSON_FILES = [
+    "checkpoint.json",
+    "trial.json",
+    "labels.json",
+    "preprocessing.json",
+    "metrics.json",
+    "confusion.json",
+]
 
 
 @pytest.fixture
@@ -51,7 +65,7 @@ def network(config: TrialConfig, labels: Labels) -> Network:
 def saved(tmp_path: Path, network: Network, config: TrialConfig, labels: Labels) -> Path:
     """A whole checkpoint of `network`."""
     folder = tmp_path / "best"
-    save_checkpoint(folder, network, config, labels, PIXELS, METRICS)
+    save_checkpoint(folder, network, config, labels, PIXELS, METRICS, CONFUSION)
     return folder
 
 
@@ -70,9 +84,9 @@ def test_a_checkpoint_gives_back_the_network_and_all_that_its_use_needs(
         network.to(memory_format=layout)
         save_checkpoint(tmp_path / "best", network, config, labels, PIXELS, METRICS)
         loaded = load_checkpoint(tmp_path / "best")
-        given = loaded.network.eval()(images_BCHW)
-    assert list(given) == list(labels.names)
-    assert all(torch.equal(given[head], expected[head]) for head in labels.names)
+        said = loaded.network.eval()(images_BCHW)
+    assert list(said) == list(labels.names)
+    assert all(torch.equal(said[name], expected[name]) for name in labels.names)
     assert loaded.config == config
     assert loaded.labels == labels
     assert loaded.normalization == PIXELS
@@ -94,8 +108,46 @@ def test_a_checkpoint_is_safetensors_and_json_alone(saved: Path, network: Networ
     assert names == {"model.safetensors", *JSON_FILES}
     weights = load_file(saved / "model.safetensors")
     assert weights.keys() == network.state_dict().keys()
-    pixels = json.loads((saved / "preprocessing.json").read_text())
-    assert pixels == {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "image_size": 32}
+
+
+def test_a_checkpoint_says_all_that_is_done_to_an_image(
+    tmp_path: Path, network: Network, config: TrialConfig, labels: Labels
+) -> None:
+    cut = config.replace({"eval_crop": 0.875, "interpolation": "bicubic"})
+    save_checkpoint(tmp_path / "best", network, cut, labels, PIXELS, METRICS)
+    assert json.loads((tmp_path / "best" / "preprocessing.json").read_text()) == {
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.25, 0.3],
+        "image_size": 32,
+        "eval_crop": 0.875,
+        "interpolation": "bicubic",
+    }
+
+
+@pytest.mark.parametrize(
+    ("ema_decay", "given", "origin"),
+    [(0.9, None, "ema"), (0.0, None, "raw"), (0.9, "raw", "raw"), (0.9, "average", "average")],
+)
+def test_a_checkpoint_says_which_weights_it_holds(
+    tmp_path: Path,
+    network: Network,
+    config: TrialConfig,
+    labels: Labels,
+    ema_decay: float,
+    given: Origin | None,
+    origin: str,
+) -> None:
+    trial = config.replace({"ema_decay": ema_decay})
+    save_checkpoint(tmp_path / "best", network, trial, labels, PIXELS, METRICS, {}, given)
+    assert load_checkpoint(tmp_path / "best").origin == origin
+
+
+def test_the_confusion_of_the_scored_epoch_stays_with_its_weights(
+    tmp_path: Path, saved: Path, network: Network, config: TrialConfig, labels: Labels
+) -> None:
+    assert load_checkpoint(saved).confusion == CONFUSION
+    save_checkpoint(tmp_path / "other", network, config, labels, PIXELS, METRICS)
+    assert load_checkpoint(tmp_path / "other").confusion == {}
 
 
 def test_a_checkpoint_is_loaded_without_the_hub_and_without_a_weights_file(
@@ -230,12 +282,76 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "model.safetensors" in refusal(tmp_path / "empty")
 
 
+def sign_again(saved: Path) -> None:
+    """What somebody does who means harm: the digest is that of whatever is there."""
+    weights = (saved / "model.safetensors").read_bytes()
+    spoil(saved, "checkpoint.json", lambda about: about.update(sha256=sha256(weights).hexdigest()))
+
+
+@pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_truncated_weights_are_refused(saved: Path, share: float) -> None:
+def test_truncated_weights_are_refused(saved: Path, share: float, signed: bool) -> None:
     path = saved / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    assert str(saved) in refusal(saved)
+    if signed:
+        sign_again(saved)
+    assert f"checkpoint {saved} cannot be used" in refusal(saved)
+
+
+@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_weights_with_a_flipped_bit_anywhere_are_refused(
+    saved: Path, share: float, bit: int
+) -> None:
+    path = saved / "model.safetensors"
+    whole = path.read_bytes()
+    content = bytearray(whole)
+    content[int(len(content) * share)] ^= 1 << bit
+    path.write_bytes(content)
+    assert "model.safetensors is not as it was written" in refusal(saved)
+    path.write_bytes(whole)
+
+
+@given(place=st.integers(0, 3000), byte=st.integers(0, 255))
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_false_header_of_weights_is_refused_or_harmless(
+    saved: Path, place: int, byte: int
+) -> None:
+    path = saved / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+    sign_again(saved)
+    with suppress(UserError):
+        load_checkpoint(saved)
+    path.write_bytes(whole)
+
+
+def test_pickled_weights_are_refused_unopened(saved: Path, tmp_path: Path) -> None:
+    torch.save(Trap(tmp_path / "sprung"), saved / "model.safetensors")
+    sign_again(saved)
+    assert "cannot be used" in refusal(saved)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"format": 2}, "is of format 2, but this raymlc reads format 1; upgrade raymlc"),
+        ({"format": 0}, "is of format 0"),
+        ({"format": "1"}, "must say its format"),
+        ({"format": True}, "must say its format"),
+        ({"format": None}, "must say its format"),
+        ({"weights": "best"}, "raw, ema, average"),
+        ({"weights": ["ema"]}, "raw, ema, average"),
+        ({"sha256": 7}, "not as it was written"),
+    ],
+)
+def test_a_checkpoint_of_another_format_is_refused(
+    saved: Path, values: dict[str, Any], words: str
+) -> None:
+    spoil(saved, "checkpoint.json", lambda about: about.update(values))
+    assert words in refusal(saved)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", *JSON_FILES])
@@ -259,19 +375,75 @@ def spoil(saved: Path, name: str, change: Callable[[Any], None]) -> None:
     (saved / name).write_text(json.dumps(values))
 
 
-def test_weights_of_other_heads_are_refused(saved: Path) -> None:
-    spoil(saved, "labels.json", lambda labels: labels["heads"][0]["classes"].append("pink"))
-    assert "size mismatch" in refusal(saved)
+def head(index: int, **values: Any) -> Callable[[Any], None]:
+    """Changes one head of labels.json."""
+    return lambda labels: labels["heads"][index].update(values)
 
 
-def test_weights_of_another_number_of_heads_are_refused(saved: Path) -> None:
-    spoil(saved, "labels.json", lambda labels: labels["heads"].pop())
-    assert str(saved) in refusal(saved)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            head(0, classes=["blue", "green", "pink", "red"]),
+            "head 'color' has 4 classes in labels.json, but 3 in model.safetensors",
+        ),
+        (head(0, classes=list(map(str, range(10**6)))), "has 1000000 classes"),
+        (lambda labels: labels["heads"].pop(), "2 are not its own, heads.2.1.bias for one"),
+        (lambda labels: labels["heads"].append(labels["heads"][0] | {"name": "x"}), "but 0 in"),
+        (lambda labels: labels["heads"].append(labels["heads"][0]), "two heads of one name"),
+        (lambda labels: labels["heads"].clear(), "must hold a list of heads"),
+        (lambda labels: labels.update(heads=None), "must hold a list of heads"),
+        (lambda labels: labels.update(heads="abc"), "must hold a list of heads"),
+        (lambda labels: labels["heads"].insert(0, 7), "TypeError"),
+        (lambda labels: labels["heads"][0].pop("classes"), "'classes'"),
+        (head(0, classes=["blue", 2, "red"]), "the classes of head 'color' must be texts"),
+        (head(0, classes="rgb"), "the classes of head 'color' must be texts"),
+        (head(0, classes={"blue": 1}), "the classes of head 'color' must be texts"),
+        (head(0, classes=["red", "red", "blue"]), "one of them twice"),
+        (head(0, classes=[]), "has no class"),
+        (head(0, name=7), "has a name and multi_hot"),
+        (head(0, multi_hot=1), "has a name and multi_hot"),
+    ],
+)
+def test_false_labels_are_refused_before_a_network_is_built(
+    saved: Path, change: Callable[[Any], None], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(saved, "labels.json", change)
+    if "are not its own" not in words:
+        monkeypatch.setattr(checkpoint, "build_network", None)
+    assert words in refusal(saved)
 
 
 def test_weights_of_another_backbone_are_refused(saved: Path) -> None:
     spoil(saved, "trial.json", lambda trial: trial.update(backbone="test_convnext"))
-    assert str(saved) in refusal(saved)
+    said = refusal(saved)
+    assert str(saved) in said
+    assert re.search(r"\d+ are missing, \d+ are not its own", said)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("trial.json", {"image_size": 10**9}, "image_size must be from 8 to 4096"),
+        ("trial.json", {"image_size": "32"}, "image_size must be of type int"),
+        ("trial.json", {"backbone": "nothing"}, "'nothing'"),
+        ("preprocessing.json", {"image_size": 10**9}, "must agree on image_size"),
+        ("preprocessing.json", {"eval_crop": 0.5}, "must agree on eval_crop"),
+        ("preprocessing.json", {"interpolation": None}, "must agree on interpolation"),
+        ("preprocessing.json", {"mean": [0.1, 0.2]}, "mean as 3 numbers"),
+        ("preprocessing.json", {"mean": "abc"}, "mean as 3 numbers"),
+        ("preprocessing.json", {"mean": [0.1, 0.2, float("nan")]}, "mean as 3 numbers"),
+        ("preprocessing.json", {"std": [0.1, 0.2, 0]}, "std as 3 numbers"),
+        ("preprocessing.json", {"std": [0.1, 0.2, True]}, "std as 3 numbers"),
+        ("metrics.json", {"val/accuracy": "high"}, "must hold named numbers"),
+        ("metrics.json", {"val/accuracy": None}, "must hold named numbers"),
+    ],
+)
+def test_values_that_no_checkpoint_has_are_refused(
+    saved: Path, name: str, values: dict[str, Any], words: str
+) -> None:
+    spoil(saved, name, lambda content: content.update(values))
+    assert words in refusal(saved)
 
 
 def test_a_field_that_no_trial_has_is_refused_with_near_names(saved: Path) -> None:
@@ -352,13 +524,71 @@ class Trap:
         return (Path.touch, (self.path,))
 
 
-def test_nothing_that_is_loaded_can_run_code(tmp_path: Path, training: Training) -> None:
+@pytest.fixture
+def last(tmp_path: Path, training: Training) -> Path:
+    """The folder of a training that has begun."""
     training.epoch = 1
     save_last(tmp_path / "last", training, [{"epoch": 1.0}])
-    torch.save(Trap(tmp_path / "sprung"), tmp_path / "last" / "training.pt")
-    with pytest.raises(pickle.UnpicklingError):
-        load_last(tmp_path / "last", training)
-    assert not (tmp_path / "sprung").exists()
+    return tmp_path / "last"
+
+
+def state_refusal(last: Path, training: Training) -> str:
+    with pytest.raises(UserError) as error:
+        load_last(last, training)
+    assert f"the state of the training in {last} cannot be used" in str(error.value)
+    return one_line(error)
+
+
+def test_nothing_that_is_loaded_can_run_code(last: Path, training: Training) -> None:
+    torch.save(Trap(last / "sprung"), last / "training.pt")
+    assert "remove that folder" in state_refusal(last, training)
+    assert not (last / "sprung").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_a_truncated_state_of_a_training_is_refused(
+    last: Path, training: Training, share: float
+) -> None:
+    content = (last / "training.pt").read_bytes()
+    (last / "training.pt").write_bytes(content[: int(len(content) * share)])
+    state_refusal(last, training)
+
+
+def test_a_state_of_another_trial_is_refused(
+    last: Path, training: Training, labels: Labels
+) -> None:
+    other = Training(training.config.replace({"backbone": "test_convnext"}), labels, CPU)
+    state_refusal(last, other)
+    torch.save({"epoch": 1}, last / "training.pt")
+    state_refusal(last, training)
+    (last / "training.pt").unlink()
+    assert "training.pt" in state_refusal(last, training)
+
+
+def test_memory_that_does_not_suffice_is_no_broken_state(
+    last: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_last(last, training)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[7]", '[{"epoch": "1"}]', "[{"])
+def test_a_spoilt_history_or_score_is_refused(last: Path, saved: Path, content: str) -> None:
+    (last / "history.json").write_text(content)
+    with pytest.raises(UserError) as error:
+        load_history(last)
+    assert str(last) in one_line(error)
+    (saved / "metrics.json").write_text(content.strip("[]") if content == "{}" else content)
+    if content == "{}":
+        assert read_score(saved) == {}
+        return
+    with pytest.raises(UserError) as error:
+        read_score(saved)
+    assert str(saved) in one_line(error)
 
 
 def test_the_state_of_a_training_is_loaded_with_weights_only(

@@ -9,13 +9,13 @@ import torch
 from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
 
-from raymlc.data.batches import Normalization
+from raymlc.data.batches import Normalization, evaluation_batches
 from raymlc.data.store import ImageSplit
 from raymlc.errors import UserError
 from raymlc.labels import MISSING, Labels
-from raymlc.metric import metric_names
 from raymlc.model.network import Network, build_network
 from raymlc.training.evaluate import Workers, autocast_dtype, evaluate
+from raymlc.training.metrics import Counts, reported_metrics
 from raymlc.trial import TrialConfig
 
 CPU = torch.device("cpu")
@@ -38,6 +38,7 @@ def measure(
     data: ImageSplit,
     batch_size: int = 8,
     precision: str = "auto",
+    flip: bool = False,
     workers: Workers = Workers(),
 ) -> dict[str, float]:
     return evaluate(
@@ -48,8 +49,9 @@ def measure(
         CPU,
         batch_size=batch_size,
         precision=precision,
+        flip=flip,
         workers=workers,
-    )
+    ).metrics("val")
 
 
 def test_it_equals_scikit_learn_on_logits_of_one_batch_made_by_hand(
@@ -60,7 +62,7 @@ def test_it_equals_scikit_learn_on_logits_of_one_batch_made_by_hand(
     with torch.no_grad():
         logits = network.eval()(torch.from_numpy(images_NHWC.transpose(0, 3, 1, 2).copy()))
     metrics = measure(network, labels, val)
-    assert set(metrics) == set(metric_names(labels.names))
+    assert set(metrics) == set(reported_metrics(labels))
     for head in ("color", "side"):
         truth_N = val.targets.values_NT[:, val.targets.columns[head].start]
         said_N = logits[head].argmax(1).numpy()
@@ -119,6 +121,61 @@ def replace_with(sums: Iterator[Tensor]) -> Callable[[Tensor], None]:
         tensor.copy_(next(sums))
 
     return sum_
+
+
+def mirrored(data: ImageSplit) -> ImageSplit:
+    return dataclasses.replace(data, images_NHWC=data.images_NHWC[:, :, ::-1].copy())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_mean_of_two_views_that_are_the_same_is_one_view(
+    network: Network, labels: Labels, val: ImageSplit, precision: str
+) -> None:
+    half_NHWC = val.images_NHWC[:, :, :16]
+    even = dataclasses.replace(
+        val, images_NHWC=np.concatenate([half_NHWC, half_NHWC[:, :, ::-1]], 2)
+    )
+    expected = measure(network, labels, even, precision=precision)
+    flipped = measure(network, labels, even, precision=precision, flip=True)
+    assert flipped == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_flip_makes_an_image_and_its_mirror_image_the_same(
+    network: Network, labels: Labels, val: ImageSplit
+) -> None:
+    one, other = (measure(network, labels, data, flip=True) for data in (val, mirrored(val)))
+    assert one == pytest.approx(other, rel=1e-5)
+    plain = [measure(network, labels, data)["val/loss"] for data in (val, mirrored(val))]
+    assert plain[0] != pytest.approx(plain[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_it_counts_the_logits_of_the_part_that_is_seen(
+    network: Network, labels: Labels, val: ImageSplit, flip: bool
+) -> None:
+    expected = Counts(labels, val.targets, CPU)
+    for batch in evaluation_batches(val, 4, PIXELS, CPU, eval_crop=0.5, interpolation="bicubic"):
+        with torch.no_grad():
+            logits = network.eval()(batch.images_BCHW)
+            if flip:
+                mirror = network(batch.images_BCHW.flip(3))
+                logits = {head: (logits[head] + mirror[head]) / 2 for head in logits}
+        expected.add(logits, batch.targets)
+    counts = evaluate(
+        network,
+        labels,
+        val,
+        PIXELS,
+        CPU,
+        batch_size=4,
+        eval_crop=0.5,
+        interpolation="bicubic",
+        flip=flip,
+    )
+    assert counts.metrics("val") == pytest.approx(expected.metrics("val"), rel=1e-6)
+    assert counts.confusion() == expected.confusion()
+    whole = measure(network, labels, val, flip=flip)
+    assert counts.metrics("val")["val/loss"] != pytest.approx(whole["val/loss"])
 
 
 def test_it_changes_no_weight_no_statistic_no_gradient_and_no_random_number(

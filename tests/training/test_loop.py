@@ -29,10 +29,11 @@ from raymlc.data.store import ImageSplit
 from raymlc.data.table import read_table
 from raymlc.errors import UserError
 from raymlc.labels import Labels
-from raymlc.metric import metric_names
 from raymlc.model.network import build_network
 from raymlc.training.evaluate import Workers, evaluate
-from raymlc.training.loop import Diverged, Training, fit
+from raymlc.training.loop import Diverged, fit
+from raymlc.training.metrics import reported_metrics
+from raymlc.training.state import Training
 from raymlc.trial import FIELDS, TrialConfig
 
 CPU = torch.device("cpu")
@@ -84,9 +85,11 @@ def test_fit_yields_the_promised_metrics_once_an_epoch(
     config = config.replace({"epochs": epochs, "ema_decay": ema_decay, "warmup_epochs": 0.5})
     training, history = trained(config, labels, train, val)
     assert [metrics["epoch"] for metrics in history] == [1.0, 2.0, 3.0][:epochs]
-    expected = {"epoch", "lr", "train/loss", "images_per_second", *metric_names(labels.names)}
+    expected = {"epoch", "lr", "images_per_second", "train/loss"} | {
+        f"train/loss/{head}" for head in labels.names
+    } | {*reported_metrics(labels)}
     if ema_decay:
-        expected |= {name.replace("val/", "val_raw/") for name in metric_names(labels.names)}
+        expected |= {name.replace("val/", "val_raw/") for name in reported_metrics(labels)}
     for metrics in history:
         assert set(metrics) == expected
         assert all(type(value) is float and math.isfinite(value) for value in metrics.values())
@@ -119,8 +122,7 @@ def test_the_metrics_are_those_of_the_weights_that_the_caller_holds(
                 training.normalization,
                 CPU,
                 batch_size=config.batch_size,
-                prefix=prefix,
-            )
+            ).metrics(prefix)
             assert {name: metrics[name] for name in again} == again
         assert metrics["val/loss"] != metrics["val_raw/loss"]
         assert training.epoch == metrics["epoch"]
@@ -534,7 +536,7 @@ def observe(
             return [part.is_contiguous(memory_format=torch.channels_last) for part in weights]
         if field == "image_size":
             job = Job(table, folder, folder / str(config.image_size), "stop", "val/accuracy")
-            next(TrialRunner(job).epochs(config.image_size, config, CPU))
+            next(TrialRunner(job).epochs(folder / "trial", config, CPU))
             return {np.load(path).shape[1:] for path in job.cache.glob("*.npy")}
         return outcome(config)
 

@@ -15,8 +15,8 @@ from raymlc.data.store import ImageSplit
 from raymlc.labels import Labels
 from raymlc.training.checkpoint import load_checkpoint, load_history, read_score, save_last
 from raymlc.training.evaluate import Workers, evaluate
-from raymlc.training.loop import Training
-from raymlc.training.run import BEST, LAST, run_trial
+from raymlc.training.state import Training
+from raymlc.training.run import BEST, LAST, SUMMARY, run_trial
 from raymlc.trial import TrialConfig
 
 CPU = torch.device("cpu")
@@ -105,7 +105,7 @@ def test_the_best_checkpoint_measures_exactly_what_was_recorded(
         checkpoint.normalization,
         CPU,
         batch_size=config.batch_size,
-    )
+    ).metrics("val")
     assert again == {name: checkpoint.metrics[name] for name in again}
     assert checkpoint.config == config
     assert checkpoint.labels == labels
@@ -289,4 +289,4 @@ def test_a_trial_leaves_only_its_best_and_its_last(
     config: TrialConfig, tmp_path: Path, start: Runner
 ) -> None:
     list(start(config))
-    assert {path.name for path in (tmp_path / "trial").iterdir()} == {BEST, LAST}
+    assert {path.name for path in (tmp_path / "trial").iterdir()} == {BEST, LAST, SUMMARY}

@@ -1,0 +1,89 @@
+"""What a command that uses checkpoints does around its work: its options, its errors, its files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO, TypeVar
+
+import tyro
+from rich.console import Console
+
+from raymlc.errors import UserError
+
+_Options = TypeVar("_Options")
+
+
+def run_door(
+    kind: type[_Options],
+    name: str,
+    work: Callable[[_Options], int],
+    arguments: Sequence[str] | None,
+) -> int:
+    """Read a command's options and do its work: its exit code.
+
+    2 for wrong input, said in a line; 130 after Ctrl-C; 1 where nobody reads on what it prints.
+    """
+    try:
+        options = tyro.cli(
+            kind,
+            prog=f"python -m raymlc.{name}",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        return work(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Else Python would say so again when it flushes its output at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def check_at_least_1(**values: int | None) -> None:
+    """Raises UserError for an option, named as its field, that is given and less than 1."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, but is {value}")
+
+
+def check_free(path: Path | None, option: str, overwrite: bool) -> None:
+    """Raises UserError for a file that is there already, unless it may be overwritten."""
+    if path is not None and not overwrite and (path.exists() or path.is_symlink()):
+        raise UserError(
+            f"{option} must name a new file, but {path} is there; choose another, or take"
+            " --overwrite"
+        )
+    if path is not None and path.is_dir():
+        raise UserError(f"{option} must name a file, but {path} is a folder")
+
+
+@contextmanager
+def written(path: Path, option: str) -> Iterator[TextIO]:
+    """A text file to fill, which takes its place when the block ends well.
+
+    Raises UserError for one that cannot be written.
+    """
+    filling = path.with_name(f".{path.name}.filling")
+    try:
+        # A file's name need be no text.
+        with filling.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            yield file
+        os.replace(filling, path)
+    except OSError as error:
+        raise UserError(f"{option} must be a file to write, but {path}: {error}") from error
+    finally:
+        filling.unlink(missing_ok=True)
+
+
+def plain_console() -> Console:
+    """Where a command prints its tables."""
+    # Into a file or a pipe a table needs more than the 80 columns of a terminal.
+    return Console() if sys.stdout.isatty() else Console(width=140)

@@ -1,0 +1,115 @@
+"""The metrics of checkpoints on one split of a table, at whatever size and on whatever device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raymlc.data.store import DEFAULT_CACHE, BrokenImages, ImageSplit, Progress, open_split
+from raymlc.data.table import choose_heads, read_header, read_split
+from raymlc.errors import UserError, did_you_mean
+from raymlc.labels import Labels
+from raymlc.metric import metric_names
+from raymlc.training.checkpoint import Checkpoint, find
+from raymlc.training.evaluate import evaluate
+from raymlc.training.files import LABELS, read_labels
+from raymlc.training.inference import BatchSize, at_size, placed, precision_on
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Scores checkpoints on the rows of one CSV file, whose images are opened once for each size.
+
+    prefix: what metrics are named after. batch_size, image_size: by default each checkpoint's own.
+    flip: as `evaluate` has it. say: is told what a person should know. The others: as `open_split`.
+    """
+
+    csv: Path
+    prefix: str
+    device: torch.device
+    say: Callable[[str], None]
+    batch_size: int | None = None
+    image_size: int | None = None
+    flip: bool = False
+    cache: Path = DEFAULT_CACHE
+    broken: BrokenImages = "stop"
+    progress: Progress | None = None
+    _splits: dict[tuple[Labels, int], ImageSplit] = field(default_factory=dict, init=False, repr=False)
+
+    def fitted(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint at the size that is asked for.
+
+        Raises UserError if the table lacks a head of it, or the backbone does not take the size.
+        """
+        choose_heads(read_header(self.csv), checkpoint.labels.names, self.csv.name)
+        return at_size(checkpoint, self.image_size or checkpoint.config.image_size)
+
+    def images(self, checkpoint: Checkpoint) -> ImageSplit:
+        """The rows as a fitted checkpoint sees them; `say` is told which are left out or unseen.
+
+        Raises UserError for the table's own faults, which no other checkpoint would mend.
+        """
+        key = checkpoint.labels, checkpoint.config.image_size
+        if key not in self._splits:
+            split = read_split(self.csv, checkpoint.labels)
+            images = open_split(split, key[1], self.cache, self.broken, self.progress)
+            self._splits[key] = images
+            if images.skipped:
+                self.say(f"{images.skipped} rows left out: their images cannot be read")
+            for line in checkpoint.labels.unseen_lines(images.targets):
+                self.say(line)
+        return self._splits[key]
+
+    def row(self, checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+        """What is to be said of a fitted checkpoint, by column; its metrics are the last of them.
+
+        Raises UserError where the device has not the memory for one image.
+        """
+        images, config = self.images(checkpoint), checkpoint.config
+        checkpoint = placed(checkpoint, self.device)
+        counts = BatchSize(self.batch_size or config.batch_size, self.say).run(
+            lambda size: evaluate(
+                checkpoint.network,
+                checkpoint.labels,
+                images,
+                checkpoint.normalization,
+                self.device,
+                batch_size=size,
+                precision=precision_on(self.device, config),
+                eval_crop=config.eval_crop,
+                interpolation=config.interpolation,
+                flip=self.flip,
+            )
+        )
+        return {
+            "checkpoint": name,
+            "backbone": config.backbone,
+            "image_size": config.image_size,
+            "param_count": sum(weight.numel() for weight in checkpoint.network.parameters()),
+            "weights": checkpoint.origin,
+            "epoch": checkpoint.metrics.get("epoch", ""),
+            **counts.metrics(self.prefix),
+        }
+
+
+def heads_of(folders: Iterable[Path]) -> tuple[str, ...]:
+    """The heads of all checkpoints that can be read, each once."""
+    names: dict[str, None] = {}
+    for folder in folders:
+        with suppress(OSError, KeyError, TypeError, ValueError):
+            names |= dict.fromkeys(read_labels((find(folder) or folder) / LABELS).names)
+    return tuple(names)
+
+
+def check_sort(sort_by: str, prefix: str, heads: Iterable[str]) -> None:
+    """Raises UserError, with the nearest names, for a metric that no head of any kind reports."""
+    known = [f"{prefix}{name.removeprefix('val')}" for name in metric_names(heads)]
+    if sort_by not in known:
+        means = ", ".join(name for name in known if name.count("/") == 1)
+        way_out = did_you_mean(sort_by, known, f"choose from {means}, or one of them of a head")
+        raise UserError(f"--sort-by must be a metric of the split, but is {sort_by!r}; {way_out}")
