@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from raymlc.average import AverageOptions
+from raymlc.average import main as average
+from raymlc.export import ExportOptions
+from raymlc.export import main as export
 from raymlc.options import TuneOptions
+from raymlc.predict import PredictOptions
+from raymlc.predict import main as predict
 from raymlc.tune import main as tune
 from raymlc.validate import ValidateOptions
 from raymlc.validate import main as validate
@@ -18,14 +24,29 @@ TUNE = {
     "--sampler", "--seed", "--set", "--space", "--trainer", "--trials", "--val-fraction",
     "--verbose", "--weights", "--workers",
 }  # fmt: skip
-VALIDATE = {"--batch-size", "--broken-images", "--cache", "--data", "--json", "--split"}
+VALIDATE = {
+    "--batch-size", "--broken-images", "--cache", "--data", "--device", "--flip", "--image-size",
+    "--json", "--overwrite", "--results", "--sort-by", "--split",
+}  # fmt: skip
+PREDICT = {
+    "--batch-size", "--broken-images", "--device", "--flip", "--output", "--overwrite", "--top",
+}  # fmt: skip
+EXPORT = {"--output", "--overwrite"}
+AVERAGE = {"--best", "--metric", "--output"}
+COMMANDS = {
+    "tune": (tune, TUNE),
+    "validate": (validate, VALIDATE),
+    "predict": (predict, PREDICT),
+    "export": (export, EXPORT),
+    "average": (average, AVERAGE),
+}
 
 
 def options_in_help(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - {"--help"}
 
 
-@pytest.mark.parametrize(("command", "options"), [(tune, TUNE), (validate, VALIDATE)])
+@pytest.mark.parametrize(("command", "options"), COMMANDS.values(), ids=COMMANDS)
 def test_the_help_lists_exactly_these_options(
     command: object, options: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,7 +57,9 @@ def test_the_help_lists_exactly_these_options(
     assert options_in_help(said) == options
 
 
-@pytest.mark.parametrize("options", [TuneOptions, ValidateOptions])
+@pytest.mark.parametrize(
+    "options", [TuneOptions, ValidateOptions, PredictOptions, ExportOptions, AverageOptions]
+)
 def test_every_option_is_typed_frozen_and_explained(options: type) -> None:
     assert dataclasses.is_dataclass(options)
     assert options.__dataclass_params__.frozen  # type: ignore[attr-defined]
@@ -47,9 +70,9 @@ def test_every_option_is_typed_frozen_and_explained(options: type) -> None:
 
 def test_every_option_of_a_command_in_the_readme_exists() -> None:
     readme = (ROOT / "README.md").read_text()
-    for module, known in {"tune": TUNE | {"--help"}, "validate": VALIDATE}.items():
+    for module, (_, known) in COMMANDS.items():
         for line in re.findall(rf"raymlc\.{module}\b([^\n`]*)", readme):
-            assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", line)) <= known, line
+            assert options_in_help(line) <= known, line
 
 
 def test_ci_runs_the_readmes_own_test_command() -> None:

@@ -28,9 +28,16 @@ FLOORS = {
     "raymlc.training": 2,
     "raymlc.search": 2,
     "raymlc.watch": 3,
+    "raymlc.options": 3,
     "raymlc.cluster": 4,
+    "raymlc.entry": 4,
+    "raymlc.door": 4,
     "raymlc.tune": 5,
+    "raymlc.train": 5,
     "raymlc.validate": 5,
+    "raymlc.predict": 5,
+    "raymlc.export": 5,
+    "raymlc.average": 5,
 }
 ARROWS = {
     ("raymlc.fields", "raymlc.errors"),

@@ -58,7 +58,7 @@ def checkpoint(
     network(torch.randn(16, 3, config.image_size, config.image_size))
     with torch.no_grad():
         for layers in network.heads:
-            layers[1].weight.mul_(20)  # type: ignore[index, union-attr, operator]
+            layers[1].weight.mul_(20)  # type: ignore[index]
     save_checkpoint(folder, network, config, labels, PIXELS, {})
     return folder
 
@@ -102,7 +102,9 @@ def by_hand(folder: Path, images: list[Path], flip: bool = False) -> dict[str, T
     loaded = load_checkpoint(folder)
     network, size = loaded.network.eval(), loaded.config.image_size
     pixels_NHWC = np.stack([decode(path, size) for path in images]).astype(np.float32) / 255
-    images_NHWC = (pixels_NHWC - np.float32(PIXELS.mean)) / np.float32(PIXELS.std)
+    images_NHWC = (pixels_NHWC - np.array(PIXELS.mean, np.float32)) / np.array(
+        PIXELS.std, np.float32
+    )
     images_NCHW = torch.from_numpy(images_NHWC).permute(0, 3, 1, 2)
     with torch.no_grad():
         logits = network(images_NCHW)

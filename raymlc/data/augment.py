@@ -47,7 +47,9 @@ def augment(
     )
     matrices = [moves(steps, height, width) @ frame_B33 for steps in mixed]
     shares_MB111 = on_device(shares_BM.T.astype(np.float32)[..., None, None, None], device)
-    images_BCHW = torch.empty(pixels_BCHW.shape, device=device, memory_format=torch.channels_last)
+    images_BCHW = torch.empty_like(
+        pixels_BCHW, dtype=torch.float32, memory_format=torch.channels_last
+    )
     views = [apply_colors(pixels_BCHW, steps) for steps in mixed]
     for part in parts_of(pixels_BCHW, 0, batch):
         seen = [

@@ -44,13 +44,14 @@ def erase_(
     image_N = erased_N // (height * width)
     place_N = erased_N + (chosen_G - np.arange(len(chosen_G)))[image_N] * (height * width)
     device = images_BCHW.device
+    shape = (len(place_N), channels)
     if mode == "pixel":
-        value_NC = torch.randn(len(place_N), channels, device=device)
+        value_NC = torch.randn(shape, dtype=torch.float32, device=device)
     elif mode == "color":
         color_GKC = rng.standard_normal((len(chosen_G), count, channels), np.float32)
         value_NC = on_device(color_GKC[image_N, number_N[erased_N] - 1], device)
     else:
-        value_NC = torch.zeros(len(place_N), channels, device=device)
+        value_NC = torch.zeros(shape, dtype=torch.float32, device=device)
     flat_NC = images_BCHW.permute(0, 2, 3, 1).view(-1, channels)
     flat_NC.index_copy_(0, on_device(place_N, device), value_NC)
 

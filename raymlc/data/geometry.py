@@ -93,12 +93,17 @@ def resample(
         return images_BCHW
     device = images_BCHW.device
     lines_23B11 = matrices_B33[:, :2].transpose(1, 2, 0)[..., None, None].astype(np.float32)
-    column_W = (torch.arange(width, device=device) + 0.5) * (2 / width) - 1
-    row_H1 = ((torch.arange(height, device=device) + 0.5) * (2 / height) - 1)[:, None]
+    column_W, row_H = (
+        (torch.arange(size, dtype=torch.float32, device=device) + 0.5) * (2 / size) - 1
+        for size in (width, height)
+    )
     # The places' x and y as two planes: on a CPU far faster than pairs of them.
-    planes_2BHW = torch.empty(2, batch, height, width, device=device)
+    shape = (2, batch, height, width)
+    planes_2BHW = torch.empty(shape, dtype=torch.float32, device=device)
     for plane_BHW, line_3B11 in zip(planes_2BHW, on_device(lines_23B11, device), strict=True):
-        torch.add(line_3B11[0] * column_W, line_3B11[1] * row_H1 + line_3B11[2], out=plane_BHW)
+        torch.add(
+            line_3B11[0] * column_W, line_3B11[1] * row_H[:, None] + line_3B11[2], out=plane_BHW
+        )
     seen_BCHW = functional.grid_sample(
         images_BCHW,
         planes_2BHW.permute(1, 2, 3, 0),

@@ -5,6 +5,8 @@ Shapes: N rows of the training split, K classes of a head.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,7 +26,8 @@ def class_weights(
     of rows without the class, and of rows with it.
     "inverse": N / (K n) for a class with n of the N known labels. "effective": proportional to
     (1 - beta) / (1 - beta^n) (arXiv:1901.05555). Both have a mean of 1 over the known training
-    labels. A class without any label weighs 0.
+    labels, and "inverse" is what scikit-learn calls balanced. K counts the classes that occur; one
+    that does not weighs 0, as it has no row that the weight could be of.
     """
     if config.class_weighting == "none":
         return None
@@ -36,15 +39,16 @@ def class_weights(
         columns = [_weights(config, counts_2) for counts_2 in counts_2K.T]
         weights = np.stack(columns, axis=1)
     else:
-        weights = _weights(config, np.bincount(known_NT[:, 0], minlength=len(head.classes)))
+        counts_C = np.bincount(known_NT[:, 0], minlength=len(head.classes))
+        weights = _weights(config, counts_C[: len(head.classes)])
     return torch.from_numpy(weights).to(device, torch.float32)
 
 
 def _weights(config: TrialConfig, counts_K: NDArray[np.int64]) -> NDArray[np.float64]:
     share_K = counts_K.astype(np.float64)
     if config.class_weighting == "effective":
-        beta = config.class_weight_beta
-        share_K = (1 - beta**share_K) / (1 - beta)
+        # (1 - beta^n); 1 - beta, the same for all classes, falls out of the ratio below.
+        share_K = -np.expm1(share_K * math.log(config.class_weight_beta))
     raw_K = np.divide(1.0, share_K, out=np.zeros_like(share_K), where=counts_K > 0)
     total = (raw_K * counts_K).sum()
     scaled_K: NDArray[np.float64] = raw_K * (counts_K.sum() / total) if total else raw_K

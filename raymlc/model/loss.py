@@ -44,18 +44,50 @@ def summed_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (loss_BK * known_BK).sum() / classes
 
 
+def loss_of(config: TrialConfig, head: Head) -> LossName:
+    """The loss of a head, never "auto". Raises UserError for cross_entropy on a multi-hot head."""
+    kind = config.head_losses.get(head.name, config.loss)
+    if kind == "auto":
+        return "bce" if head.multi_hot else "cross_entropy"
+    if kind == "cross_entropy" and head.multi_hot:
+        raise UserError(
+            f"cross_entropy is a loss of single-label heads, but {head.name!r} is multi-hot; set"
+            f" head_losses/{head.name} to bce, focal or asymmetric"
+        )
+    return kind
+
+
 class HeadLosses:
-    """The training loss of every head of a trial.
+    """The training loss of every head of a trial: its `head_losses`, or else its `loss`.
+
+    With p the probability of a class, by softmax in the first line and by sigmoid in the others:
+    "cross_entropy", and "focal" (arXiv:1708.02002) of a single-label head: -log p of the label,
+        and that times (1 - p)^focal_gamma.
+    "bce", and "focal" of a multi-hot head, without the alpha of its paper: -log p of a class that
+        is present and -log(1 - p) of one that is absent; and these times (1 - p)^focal_gamma and
+        p^focal_gamma.
+    "asymmetric" (arXiv:2009.14119): -(1 - p)^asl_gamma_pos log p of a class that is present, and
+        -m^asl_gamma_neg log(1 - m) of one that is absent, m = max(p - asl_clip, 0). The gradient
+        is that of this formula, as the paper derives it; the authors' AsymmetricLoss instead takes
+        the factors for constants unless told not to, their AsymmetricLossOptimized does not.
+    Losses over classes are averaged over the classes of a multi-hot head. Over those of a
+    single-label head, of which all but the label are absent, they are summed, so that the gradient
+    of the label's own logit has the scale that cross-entropy gives it (bce: arXiv:2110.00476).
+
+    smoothing s, of single-label heads: (1 - s) times the loss of the label and s times the mean of
+    the losses that the classes would have as labels, as torch has it for cross-entropy. Class
+    weights multiply a single-label row's loss by the weight of its label, and each class's term of
+    a multi-hot row by the weight of its being present or absent.
 
     targets: of the training split, whose frequencies class weights come from.
-    Raises UserError for a loss that does not fit the kind of its head.
+    Raises UserError for cross_entropy on a multi-hot head.
     """
 
     def __init__(
         self, config: TrialConfig, labels: Labels, targets: Targets, device: torch.device
     ) -> None:
         self._config = config
-        self._kinds = {head.name: _kind(config, head) for head in labels.heads}
+        self._kinds = {head.name: loss_of(config, head) for head in labels.heads}
         self._weights = {
             head.name: class_weights(config, head, targets, device) for head in labels.heads
         }
@@ -69,9 +101,10 @@ class HeadLosses:
     ) -> dict[str, Tensor]:
         """Each head's loss summed over the rows of a batch whose label is known; float32 scalars.
 
-        targets: (B,) or (B, C) a head, as `summed_loss` takes them; what it leaves out adds nothing
-        here either. mixed_targets: of the images mixed into these; the loss is then `share` times
-        that of targets plus 1 - share times that of mixed_targets, each over its own known labels.
+        logits: (B, K) a head. targets: (B,) or (B, C) a head, as `summed_loss` takes them; what it
+        leaves out adds nothing here either. mixed_targets: of the images mixed into these; the loss
+        is then `share`, in [0, 1], times that of targets plus 1 - share times that of
+        mixed_targets, each over its own known labels.
         """
         sums = {}
         for name, kind in self._kinds.items():
@@ -96,24 +129,20 @@ class HeadLosses:
         return torch.where(known_B, loss_B, 0).sum()
 
     def _single_label(self, kind: LossName, logits_BK: Tensor, target_B: Tensor) -> Tensor:
-        """The rows' losses, smoothed: (1 - s) l(y) + s mean over k of l(k), l(k) that of label k.
-
-        One-vs-rest losses are summed over the classes, so that the gradient of a row's own class
-        has the scale that cross-entropy gives it (arXiv:2110.00476).
-        """
+        """The rows' losses, smoothed; each row's target is one of the head's classes."""
         smoothing = self._config.smoothing
         if kind == "cross_entropy":
             return F.cross_entropy(logits_BK, target_B, label_smoothing=smoothing, reduction="none")
+        # These losses are linear in the label's one-hot row, so a smoothed row smooths the loss.
+        even = smoothing / logits_BK.shape[1]
+        target_BK = torch.full_like(logits_BK, even)
+        target_BK.scatter_(1, target_B[:, None], 1 - smoothing + even)
         if kind == "focal":
             log_p_BK = F.log_softmax(logits_BK, dim=1)
-            loss_BK = -_focus(-torch.expm1(log_p_BK), self._config.focal_gamma) * log_p_BK
-            rest_B = torch.zeros_like(loss_BK[:, 0])
-        else:
-            on_BK, off_BK = self._one_vs_rest(kind, logits_BK)
-            loss_BK = on_BK - off_BK
-            rest_B = off_BK.sum(1)
-        own_B = loss_BK.gather(1, target_B[:, None])[:, 0]
-        return (1 - smoothing) * own_B + smoothing * loss_BK.mean(1) + rest_B
+            on_BK = -_focus(-torch.expm1(log_p_BK), self._config.focal_gamma) * log_p_BK
+            return (target_BK * on_BK).sum(1)
+        on_BK, off_BK = self._one_vs_rest(kind, logits_BK)
+        return (target_BK * on_BK + (1 - target_BK) * off_BK).sum(1)
 
     def _multi_hot(
         self, kind: LossName, logits_BK: Tensor, target_BC: Tensor, weights_2K: Tensor | None
@@ -144,18 +173,6 @@ class HeadLosses:
             -_focus(q_BK, config.asl_gamma_pos) * log_p_BK,
             -_focus(shifted_BK, config.asl_gamma_neg) * log_q_BK,
         )
-
-
-def _kind(config: TrialConfig, head: Head) -> LossName:
-    kind = config.head_losses.get(head.name, config.loss)
-    if kind == "auto":
-        return "bce" if head.multi_hot else "cross_entropy"
-    if kind == "cross_entropy" and head.multi_hot:
-        raise UserError(
-            f"cross_entropy is a loss of single-label heads, but {head.name!r} is multi-hot; set"
-            f" head_losses/{head.name} to bce, focal or asymmetric"
-        )
-    return kind
 
 
 def _focus(p: Tensor, gamma: float) -> Tensor:

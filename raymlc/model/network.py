@@ -37,11 +37,27 @@ class Network(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Normalised images to logits (B, K) for each head, by name."""
-        features_BF = self.backbone(images_BCHW)
+        return self.logits(self.backbone(images_BCHW))
+
+    def logits(self, features_BF: Tensor) -> dict[str, Tensor]:
+        """The backbone's features to logits (B, K) for each head, by name."""
         return {
             head.name: layers(features_BF)
             for head, layers in zip(self.labels.heads, self.heads, strict=True)
         }
+
+
+class WithFeatures(nn.Module):
+    """A network that tells its features, too."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images_BCHW: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Normalised images to logits (B, K) for each head, and the features (B, F)."""
+        features_BF = self.network.backbone(images_BCHW)
+        return self.network.logits(features_BF), features_BF
 
 
 def build_network(config: TrialConfig, labels: Labels, fetch: bool = True) -> Network:

@@ -15,7 +15,7 @@ from raymlc.labels import Labels
 from raymlc.trial import TrialConfig
 
 _GRADNORM_LR = 0.025  # of the weights, as in the paper
-_LEAST_WEIGHT = 1e-3  # of a head: a weight of 0 could never grow again, as its gradient norm is 0
+_LEAST_WEIGHT = 1e-3  # of a head, before the weights are scaled: below 0 it would unlearn
 
 
 class TaskWeighting:
@@ -28,12 +28,13 @@ class TaskWeighting:
     of w_h L_h, with weights that sum to the number of heads and move so that each head's gradient
     has the norm that its speed of learning calls for. The norms are taken at the features that the
     heads share, and not, as in the paper, at the last shared weights: that costs the heads'
-    backward pass alone.
+    backward pass alone. A head's speed is told from its loss in the first step that has it.
 
     Use: `combine` for each part, and with `needs_features` also `observe`, before its backward
-    pass; after the last part the optimizer's step and then `update`. The gradients of
-    `parameters()` have to be averaged over workers by the caller, since no wrapped network holds
-    them.
+    pass; after the last part the optimizer's step and then `update`, so that a step is taken with
+    the weights from before it. `forget` begins a step anew. No wrapped network holds
+    `parameters()`, so the caller has to average their gradients over workers: their sum by an
+    all-reduce, divided by the workers. Nothing of a step reads a value back from the device.
     """
 
     def __init__(self, config: TrialConfig, labels: Labels, device: torch.device) -> None:
@@ -47,7 +48,8 @@ class TaskWeighting:
         self._learnt_H = nn.Parameter(start(heads, device=device))
         self._first_H = torch.zeros(heads, device=device)  # gradnorm: each head's first loss
         self._seen_2H = torch.zeros(2, heads, device=device)  # losses and squared gradient norms
-        self._adam = torch.optim.Adam([self._learnt_H], lr=_GRADNORM_LR)
+        # Fused, it counts its steps on the device and has nothing to read back.
+        self._adam = torch.optim.Adam([self._learnt_H], lr=_GRADNORM_LR, fused=True)
 
     @property
     def needs_features(self) -> bool:
@@ -86,16 +88,25 @@ class TaskWeighting:
     def observe(
         self, sums: Mapping[str, Tensor], known: Mapping[str, float], features_BF: Tensor
     ) -> None:
-        """Take in the losses of a part, and how steep they are at its features."""
+        """Take in the losses of a part, and how steep they are at its features.
+
+        sums, known: as `combine` has them. features_BF: the backbone's output, from which the
+        heads' logits were computed.
+        """
         seen = []
         for name in self.names:
             if known[name] > 0:
-                mean = sums[name] / known[name]
-                (grad_BF,) = torch.autograd.grad(mean, features_BF, retain_graph=True)
-                seen.append(torch.stack([mean.detach(), grad_BF.float().square().sum()]))
+                # Of the sum, as the gradient of a mean over many rows may be too small for float16.
+                (grad_BF,) = torch.autograd.grad(sums[name], features_BF, retain_graph=True)
+                square = (grad_BF.float() / known[name]).square().sum()
+                seen.append(torch.stack([sums[name].detach() / known[name], square]))
             else:
                 seen.append(torch.zeros_like(self._seen_2H[:, 0]))
         self._seen_2H += torch.stack(seen, dim=1)
+
+    def forget(self) -> None:
+        """Leave out what was observed of a step that is taken again from its beginning."""
+        self._seen_2H.zero_()
 
     @torch.no_grad()
     def update(self, sum_: Callable[[Tensor], None], workers: int) -> None:
@@ -108,7 +119,7 @@ class TaskWeighting:
         # are those of its part times the number of workers.
         loss_H = self._seen_2H[0] / workers
         norm_H = self._seen_2H[1].sqrt() / workers
-        present_H = loss_H > 0
+        present_H = loss_H > 0  # a loss of 0, as of a head without labels, has nothing to weigh
         count = present_H.sum().clamp(min=1)
         self._first_H.copy_(torch.where(self._first_H > 0, self._first_H, loss_H))
         progress_H = torch.where(present_H, loss_H / self._first_H.clamp(min=1e-12), 0)
@@ -123,13 +134,14 @@ class TaskWeighting:
         self._seen_2H.zero_()
 
     def weights(self) -> Tensor:
-        """What each head's mean loss is multiplied by, apart from the mean over heads; detached."""
+        """What each head's mean loss is multiplied by in the mean over heads; detached, (H,)."""
         learnt_H = self._learnt_H.detach()
         if self._kind == "uncertainty":
             return torch.exp(-learnt_H)
         if self._kind == "gradnorm":
             return learnt_H.clone()
-        return torch.tensor(list(self._fixed.values()), device=learnt_H.device)
+        fixed_H = torch.tensor(list(self._fixed.values()), device=learnt_H.device)
+        return fixed_H / fixed_H.mean()
 
     def state_dict(self) -> dict[str, Any]:
         """All that goes on changing."""

@@ -49,10 +49,9 @@ def fit(
     if config.sync_bn and workers.size > 1 and training.device.type == "cpu":
         raise UserError("sync_bn needs GPUs, but the workers are on the CPU; set it to false there")
     losses = HeadLosses(config, training.labels, train.targets, training.device)
-    learner: Learner | None = None
+    learner = Learner(training, losses, workers)
     while training.epoch < config.epochs:
-        if learner is None or learner.frozen != training.frozen:
-            learner = Learner(training, losses, workers)
+        learner.begin_epoch()
         _seed(config.seed, training.epoch, workers.rank)
         started = time.perf_counter()
         metrics = _train_epoch(learner, train, progress)
@@ -109,9 +108,6 @@ def _train_epoch(
     batches = training_batches(
         train, config, training.normalization, device, training.epoch, workers.rank, workers.size
     )
-    learner.model.train()
-    if learner.frozen:
-        training.network.backbone.eval()  # its batch statistics stay, too
     summed = torch.zeros(1 + len(names), device=device)
     known = dict.fromkeys(names, 0.0)
     for step, batch in enumerate(progress(batches) if progress else batches):

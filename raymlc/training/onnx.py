@@ -160,6 +160,7 @@ def _name_outputs(model: ModelProto, labels: Labels) -> None:
     graph = model.graph
     taken = {value.name for value in (*graph.input, *graph.initializer)}
     taken |= {name for node in graph.node for name in (*node.input, *node.output)}
+    taken -= {output.name for output in graph.output}  # which they lose
     names = {}
     for output, head in zip(graph.output, labels.names, strict=True):
         name = head or "_"

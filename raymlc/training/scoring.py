@@ -39,7 +39,9 @@ class Scorer:
     cache: Path = DEFAULT_CACHE
     broken: BrokenImages = "stop"
     progress: Progress | None = None
-    _splits: dict[tuple[Labels, int], ImageSplit] = field(default_factory=dict, init=False, repr=False)
+    _splits: dict[tuple[Labels, int], ImageSplit] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def fitted(self, checkpoint: Checkpoint) -> Checkpoint:
         """The checkpoint at the size that is asked for.

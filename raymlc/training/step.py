@@ -1,4 +1,7 @@
-"""A step of a training: gradients of a batch, over the workers, and the optimizer's move."""
+"""A step of a training: gradients of a batch, over the workers, and the optimizer's move.
+
+Shapes: B images, F features.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 
 from raymlc.data.batches import Batch
 from raymlc.model.loss import HeadLosses
+from raymlc.model.network import WithFeatures
 from raymlc.optim.clip import clip_gradients
 from raymlc.training.evaluate import Workers, autocast
 from raymlc.training.state import Training
@@ -18,22 +22,28 @@ from raymlc.training.state import Training
 class Learner:
     """What takes the steps of a training: the wrapped network and its losses.
 
-    It is made anew when the backbone thaws, since a gradient average knows which parameters train.
+    Call `begin_epoch` before an epoch's steps.
     """
 
     def __init__(self, training: Training, losses: HeadLosses, workers: Workers) -> None:
         self.training, self.losses, self.workers = training, losses, workers
-        self.frozen = training.frozen
+        self._frozen: bool | None = None  # not yet wrapped
+
+    def begin_epoch(self) -> None:
+        """Bring the network into the mode of the epoch that comes, frozen or not."""
+        training = self.training
         network = training.network
-        network.backbone.requires_grad_(not self.frozen)
-        self._wrapped = workers.wrap(network)
-        compiled = torch.compile(self._wrapped) if training.config.compile else self._wrapped
-        self.model = cast(nn.Module, compiled)
-        # Of the last forward pass, for weightings that look at gradients there.
-        self._features: list[Tensor] = []
-        self._observes = training.weighting.needs_features and not self.frozen
-        if self._observes:
-            network.backbone.register_forward_hook(lambda *call: self._features.append(call[2]))
+        if self._frozen != training.frozen:
+            self._frozen = training.frozen
+            network.backbone.requires_grad_(not self._frozen)
+            # Anew when the backbone thaws: an average of gradients knows which parameters train.
+            self._wrapped = self.workers.wrap(WithFeatures(network))
+            compiled = torch.compile(self._wrapped) if training.config.compile else self._wrapped
+            self._model = cast(nn.Module, compiled)
+        self._observes = training.weighting.needs_features and not self._frozen
+        self._model.train()
+        if self._frozen:
+            network.backbone.eval()  # its batch statistics stay, too
 
     def step(self, batch: Batch) -> Tensor:
         """Take a step; returns the step's loss and then each head's summed loss, of this worker.
@@ -66,13 +76,12 @@ class Learner:
         for part in batch.parts(size):
             left -= len(part)
             with self._unsynced() if left else nullcontext():
-                self._features.clear()
                 with autocast(training.dtype, training.device):
-                    logits = self.model(part.images_BCHW)
+                    logits, features_BF = self._model(part.images_BCHW)
                 heads = self.losses(logits, part.targets, part.mixed_targets, part.share)
                 loss = weighting.combine(heads, batch.known, len(part) / len(batch))
                 if self._observes:
-                    weighting.observe(heads, batch.known, self._features[0])
+                    weighting.observe(heads, batch.known, features_BF)
                 training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             sums += torch.stack([loss.detach(), *(value.detach() for value in heads.values())])
         return sums

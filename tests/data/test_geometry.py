@@ -258,6 +258,14 @@ def test_beyond_the_edge_there_is_0_and_within_it_the_picture_up_to_the_edge() -
     torch.testing.assert_close(cropped_BCHW, ones_BCHW)
 
 
+@pytest.mark.parametrize("op", GEOMETRIC_OPS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_a_small_move_uncovers_is_filled_too(op: Op, sign: int) -> None:
+    arg = sign * (2.0 if op == Op.ROTATE else 0.03)
+    moved_BCHW = resample(torch.ones(1, 1, 64, 64), moves(step(op, arg), 64, 64), "bilinear")
+    assert 0.005 < (moved_BCHW == 0).float().mean() < 0.05
+
+
 def test_what_leaves_the_image_and_comes_back_is_not_lost() -> None:
     steps = Steps(np.array([[Op.TRANSLATE_X, Op.TRANSLATE_X]]), np.array([[0.4, -0.4]]))
     images_BCHW = noise(1)

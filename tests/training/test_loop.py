@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from raymlc.data.table import read_table
 from raymlc.errors import UserError
 from raymlc.labels import Labels
 from raymlc.model.network import build_network
+from raymlc.training import state as state_module
 from raymlc.training.evaluate import Workers, evaluate
 from raymlc.training.loop import Diverged, fit
 from raymlc.training.metrics import reported_metrics
@@ -85,9 +87,11 @@ def test_fit_yields_the_promised_metrics_once_an_epoch(
     config = config.replace({"epochs": epochs, "ema_decay": ema_decay, "warmup_epochs": 0.5})
     training, history = trained(config, labels, train, val)
     assert [metrics["epoch"] for metrics in history] == [1.0, 2.0, 3.0][:epochs]
-    expected = {"epoch", "lr", "images_per_second", "train/loss"} | {
-        f"train/loss/{head}" for head in labels.names
-    } | {*reported_metrics(labels)}
+    expected = (
+        {"epoch", "lr", "images_per_second", "train/loss"}
+        | {f"train/loss/{head}" for head in labels.names}
+        | {*reported_metrics(labels)}
+    )
     if ema_decay:
         expected |= {name.replace("val/", "val_raw/") for name in reported_metrics(labels)}
     for metrics in history:
@@ -187,11 +191,28 @@ def test_every_epoch_of_every_worker_draws_other_random_numbers(
     assert len(drawn) == len(set(drawn)) == 2 * 2 * config.epochs
 
 
-@pytest.mark.parametrize("optimizer", ["adamp", "sgd", "adamw"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adamp", "gc": True},
+        {"optimizer": "sgd", "gc": True},
+        {"optimizer": "lookahead_adamw"},
+        {"task_weighting": "uncertainty"},
+        {"task_weighting": "gradnorm"},
+        {"schedule": "plateau", "patience_epochs": 0},
+        {"freeze_epochs": 3, "micro_batch_size": 5},
+        {"mixup_alpha": 0.5, "cutmix_alpha": 0.5, "mix_off_epochs": 1, "randaug_ops": 2},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
 def test_four_epochs_are_two_and_then_two_in_another_process_to_the_bit(
-    config: TrialConfig, labels: Labels, train: ImageSplit, val: ImageSplit, optimizer: str
+    config: TrialConfig,
+    labels: Labels,
+    train: ImageSplit,
+    val: ImageSplit,
+    changes: dict[str, Any],
 ) -> None:
-    config = config.replace({"optimizer": optimizer, "lr": 5e-3, "epochs": 4, "gc": False})
+    config = config.replace({"lr": 5e-3, "epochs": 4, **changes})
     whole, history = trained(config, labels, train, val)
 
     training = Training(config, labels, CPU)
@@ -209,8 +230,8 @@ def test_four_epochs_are_two_and_then_two_in_another_process_to_the_bit(
     assert torch.equal(flat(resumed.network), flat(whole.network))
     assert torch.equal(flat(resumed.deployed), flat(whole.deployed))
     states = whole.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
-    for key, state in states[0].items():
-        for name, value in state.items():
+    for key, moments in states[0].items():
+        for name, value in moments.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][key][name]))
 
 
@@ -398,15 +419,23 @@ def _work(
     labels: Labels,
     train: ImageSplit,
     val: ImageSplit,
+    stop_after: int | None,
 ) -> None:
-    """One of two processes that train together."""
+    """One of two processes that train together; in the middle they may be put away and go on."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
     workers = Workers(rank, 2, torch.distributed.all_reduce, DistributedDataParallel)  # type: ignore[arg-type]
     training = Training(config, labels, CPU)
-    history = list(fit(training, train, val, workers))
+    epochs = fit(training, train, val, workers)
+    history = list(itertools.islice(epochs, stop_after))
+    if stop_after is not None:
+        state = training.state_dict()
+        torch.save(state, folder / f"{rank}.state")
+        training = Training(config, labels, CPU, fetch=False)
+        training.load_state_dict(torch.load(folder / f"{rank}.state", weights_only=True))
+        history += fit(training, train, val, workers)
     torch.save(
         {
             "network": flat(training.network),
@@ -419,16 +448,19 @@ def _work(
 
 
 @pytest.fixture
-def by_two(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[TrialConfig, Labels, ImageSplit, ImageSplit], list[dict[str, Any]]]:
+def by_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
     """by_two(config, labels, train, val): what each of two processes ends with."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2])  # where they find this module
 
     def by_two(
-        config: TrialConfig, labels: Labels, train: ImageSplit, val: ImageSplit
+        config: TrialConfig,
+        labels: Labels,
+        train: ImageSplit,
+        val: ImageSplit,
+        stop_after: int | None = None,
     ) -> list[dict[str, Any]]:
-        arguments = (tmp_path, config, labels, train, val)
+        (tmp_path / "meeting").unlink(missing_ok=True)
+        arguments = (tmp_path, config, labels, train, val, stop_after)
         torch.multiprocessing.spawn(_work, arguments, nprocs=2)  # type: ignore[no-untyped-call,attr-defined]
         return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -436,14 +468,24 @@ def by_two(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clip_grad": 1.0},
+        {"task_weighting": "uncertainty", "clip_grad": 0.05, "clip_mode": "agc"},
+        {"task_weighting": "gradnorm", "micro_batch_size": 3, "freeze_epochs": 1},
+    ],
+    ids=["plain", "uncertainty", "gradnorm"],
+)
 def test_two_processes_end_with_the_weights_of_one_on_the_joined_batches(
     config: TrialConfig,
     labels: Labels,
     make_split: SplitMaker,
     by_two: Callable[..., list[dict[str, Any]]],
+    changes: dict[str, Any],
 ) -> None:
     train, val = make_split(28, seed=6, missing=0.5), make_split(7, seed=7)
-    config = config.replace({**PLAIN, "batch_size": 8, "epochs": 3, "clip_grad": 1.0})
+    config = config.replace({**PLAIN, "batch_size": 8, "epochs": 3, **changes})
     results = by_two(config, labels, train, val)
     alone, history = trained(config, labels, train, val)
     for name, model in {"network": alone.network, "deployed": alone.deployed}.items():
@@ -470,18 +512,44 @@ def test_two_processes_score_and_store_the_same_batch_statistics(
     assert first["history"] == second["history"]
 
 
+@pytest.mark.slow
+def test_two_processes_give_the_same_bits_again_also_when_they_go_on_after_an_epoch(
+    config: TrialConfig,
+    labels: Labels,
+    train: ImageSplit,
+    val: ImageSplit,
+    by_two: Callable[..., list[dict[str, Any]]],
+) -> None:
+    config = config.replace(
+        {"epochs": 3, "mixup_alpha": 0.5, "randaug_ops": 2, "optimizer": "adamp"}
+    )
+    whole = by_two(config, labels, train, val)
+    again = by_two(config, labels, train, val, stop_after=2)
+    for first, second in zip(whole, again, strict=True):
+        assert torch.equal(first["network"], second["network"])
+        assert torch.equal(first["deployed"], second["deployed"])
+        assert first["history"] == second["history"]
+
+
 # Law: each field of a trial changes something that can be observed. For each, what else must be
 # set, and a value other than the base's.
 BASE = TrialConfig(
     backbone="test_vit", pretrained=False, image_size=32, batch_size=8, epochs=2, precision="fp32"
 )
+CNN = {"backbone": "test_efficientnet"}
+MIXING = {"mixup_alpha": 1.0}
 CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "backbone": ({}, "test_convnext"),
     "pretrained": ({}, True),
     "weights": ({}, "the file of the fixture"),
     "image_size": ({}, 48),
+    "normalization": ({}, "clip"),
     "drop_rate": ({}, 0.5),
     "drop_path_rate": ({}, 0.5),
+    "bn_momentum": (CNN, 0.5),
+    "bn_eps": (CNN, 0.1),
+    "sync_bn": (CNN, True),
+    "freeze_epochs": ({}, 1),
     "optimizer": ({}, "adamw"),
     "lr": ({}, 1e-3),
     "head_lr_scale": ({}, 2.0),
@@ -493,20 +561,57 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "gc": ({}, True),
     "gc_conv_only": ({"gc": True}, True),
     "clip_grad": ({"optimizer": "sgd"}, 0.01),
+    "clip_mode": ({"optimizer": "sgd", "clip_grad": 0.01}, "agc"),
     "schedule": ({}, "constant"),
     "warmup_epochs": ({}, 1.5),
+    "warmup_lr_ratio": ({"warmup_epochs": 1.5}, 0.5),
     "min_lr_ratio": ({}, 0.5),
+    "cooldown_epochs": ({}, 1.0),
+    "decay_epochs": ({"schedule": "step"}, 0.5),
+    "decay_rate": ({"schedule": "step", "decay_epochs": 1.0}, 0.1),
+    # With weights that hardly move, the validation loss is on a plateau from the first epoch on.
+    "patience_epochs": ({"schedule": "plateau", "epochs": 4, "lr": 1e-9}, 0),
     "epochs": ({}, 3),
     "batch_size": ({}, 10),
+    "micro_batch_size": ({}, 3),
     "ema_decay": ({}, 0.2),
+    "ema_on_cpu": ({}, True),
+    "loss": ({}, "focal"),
+    "head_losses": ({}, {"color": "asymmetric"}),
+    "focal_gamma": ({"loss": "focal"}, 0.5),
+    "asl_gamma_pos": ({"loss": "asymmetric"}, 1.0),
+    "asl_gamma_neg": ({"loss": "asymmetric"}, 1.0),
+    "asl_clip": ({"loss": "asymmetric"}, 0.3),
     "smoothing": ({}, 0.3),
-    "crop_min_area": ({}, 1.0),
-    "hflip_prob": ({}, 0.0),
+    "class_weighting": ({}, "inverse"),
+    "class_weight_beta": ({"class_weighting": "effective"}, 0.5),
+    "task_weighting": ({}, "uncertainty"),
+    "head_weights": ({}, {"color": 3.0}),
+    "gradnorm_alpha": ({"task_weighting": "gradnorm"}, 0.0),
+    "augment": ({}, False),
     "randaug_ops": ({}, 1),
-    "randaug_magnitude": ({"randaug_ops": 2}, 30),
+    "randaug_magnitude": ({"randaug_ops": 2}, 1.0),
+    "randaug_std": ({"randaug_ops": 2}, 3.0),
+    "randaug_color": ({"randaug_ops": 2}, False),
+    "autoaugment": ({}, True),
+    "augmix": ({}, True),
+    "color_jitter": ({}, 0.5),
+    "crop_min_area": ({}, 1.0),
+    "crop_max_ratio": ({}, 2.0),
+    "hflip_prob": ({}, 0.0),
+    "vflip_prob": ({}, 0.5),
+    "interpolation": ({}, "bicubic"),
     "erasing_prob": ({}, 0.9),
+    "erasing_mode": ({"erasing_prob": 0.9}, "zero"),
+    "erasing_count": ({"erasing_prob": 0.9}, 4),
+    "mixup_alpha": ({}, 1.0),
+    "cutmix_alpha": ({}, 1.0),
+    "mix_prob": (MIXING, 0.2),
+    "mix_off_epochs": (MIXING, 1),
+    "eval_crop": ({}, 0.7),
     "precision": ({}, "bf16"),
     "channels_last": ({}, False),
+    "compile": ({}, True),
     "seed": ({}, 1),
 }
 
@@ -524,12 +629,19 @@ def observe(
     def outcome(config: TrialConfig) -> Any:
         if config not in seen:
             training, history = trained(config, labels, train, val)
-            seen[config] = (len(history), flat(training.deployed).tolist())
+            told = [(metrics["lr"], metrics["val/loss"]) for metrics in history]
+            seen[config] = (told, flat(training.deployed).tolist())
         return seen[config]
 
     def observe(field: str, config: TrialConfig) -> Any:
         if field == "pretrained":
             return asks_the_hub(config, labels)
+        if field == "compile":
+            return compiles(config, labels, train, val)
+        if field == "sync_bn":
+            return {type(module) for module in Training(config, labels, CPU).network.modules()}
+        if field == "ema_on_cpu":
+            return place_of_the_average(config, labels)
         if field == "channels_last":
             network = Training(config, labels, CPU).network
             weights = [part for part in network.parameters() if part.dim() == 4]
@@ -546,6 +658,34 @@ def observe(
 def draw_demo_in(folder: Path) -> Path:
     draw_demo(folder, rows=30)
     return folder
+
+
+def compiles(config: TrialConfig, labels: Labels, train: ImageSplit, val: ImageSplit) -> bool:
+    given: list[nn.Module] = []
+
+    def note(model: nn.Module) -> nn.Module:
+        given.append(model)
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", note)
+        trained(config, labels, train, val)
+    return bool(given)
+
+
+def place_of_the_average(config: TrialConfig, labels: Labels) -> Any:
+    """Where the moving average is asked to be kept, which on the CPU alone makes no difference."""
+    places: list[Any] = []
+
+    class Noting(state_module.EMA):
+        def __init__(self, model: nn.Module, decay: float, device: Any = None) -> None:
+            places.append(device)
+            super().__init__(model, decay, device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state_module, "EMA", Noting)
+        Training(config, labels, CPU)
+    return places
 
 
 def asks_the_hub(config: TrialConfig, labels: Labels) -> bool:

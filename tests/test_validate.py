@@ -1,0 +1,440 @@
+"""Validation: the numbers of the weights that a checkpoint holds, on the split that was asked."""
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+
+import raymlc.training.scoring as scoring
+from raymlc.data.batches import Normalization
+from raymlc.data.store import decode, open_split
+from raymlc.data.table import read_table
+from raymlc.labels import Labels
+from raymlc.model.network import build_network
+from raymlc.training.checkpoint import load_checkpoint, save_checkpoint
+from raymlc.training.evaluate import evaluate
+from raymlc.training.run import run_trial
+from raymlc.trial import TrialConfig
+from raymlc.validate import main
+
+CPU = torch.device("cpu")
+PIXELS = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+HEADS = {"shape": ("round", "flat", "bent"), "code": ("01", "1"), "marks": ("bar|dot",)}
+TRIAL = TrialConfig(
+    backbone="test_efficientnet", pretrained=False, image_size=32, batch_size=8, epochs=2, lr=0.01
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Sums in one order."""
+    torch.set_num_threads(1)
+
+
+def checkpoint(
+    folder: Path,
+    seed: int = 0,
+    changes: dict[str, Any] | None = None,
+    heads: dict[str, Any] = HEADS,
+    metrics: dict[str, float] | None = None,
+) -> Path:
+    """A checkpoint with random weights."""
+    torch.manual_seed(seed)
+    config = TRIAL.replace(changes or {})
+    labels = Labels.learn(heads)
+    network = build_network(config, labels).train()
+    network(torch.randn(16, 3, config.image_size, config.image_size))
+    save_checkpoint(folder, network, config, labels, PIXELS, metrics or {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of noise with labels: 30 rows in val.csv, 17 others in test.csv."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for split, count in (("val", 30), ("test", 17)):
+        lines = ["image_path,shape,code,marks"]
+        for place in range(count):
+            name = f"{split}{place}.png"
+            Image.fromarray(random.integers(0, 256, (36, 36, 3), np.uint8)).save(folder / name)
+            cells = [random.choice(column) for column in (HEADS["shape"], HEADS["code"])]
+            cells.append(random.choice(["bar", "dot", "bar|dot", "|"]))
+            lines.append(",".join([name, *cells]))
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where results go by default."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def command(data: Path, *arguments: Any) -> int:
+    cache = ["--cache", str((data if data.is_dir() else data.parent) / "cache")]
+    return main([*map(str, arguments), "--data", str(data), *cache])
+
+
+def metrics_of(
+    capsys: pytest.CaptureFixture[str], data: Path, *arguments: Any, code: int = 0
+) -> Any:
+    """What the command says in JSON."""
+    capsys.readouterr()
+    assert command(data, *arguments, "--json") == code
+    return json.loads(capsys.readouterr().out)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def logits_of(
+    folder: Path, data: Path, split: str, image_size: int = 32, flip: bool = False
+) -> dict[str, torch.Tensor]:
+    """By the plainest way there is."""
+    names = [row["image_path"] for row in rows_of(data / f"{split}.csv")]
+    network = load_checkpoint(folder).network.eval()
+    pixels = np.stack([decode(data / name, image_size) for name in names]).astype(np.float32)
+    images = (pixels / 255 - np.array(PIXELS.mean, np.float32)) / np.array(PIXELS.std, np.float32)
+    images_NCHW = torch.from_numpy(images).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        logits: dict[str, torch.Tensor] = network(images_NCHW)
+        if flip:
+            mirrored = network(images_NCHW.flip(3))
+            logits = {head: (logits[head] + mirrored[head]) / 2 for head in logits}
+    return logits
+
+
+def losses_of(logits: dict[str, torch.Tensor], data: Path, split: str) -> dict[str, float]:
+    losses = {}
+    for head in ("shape", "code"):
+        classes = sorted(HEADS[head])
+        target_N = [classes.index(row[head]) for row in rows_of(data / f"{split}.csv")]
+        losses[head] = float(
+            torch.nn.functional.cross_entropy(logits[head], torch.tensor(target_N))
+        )
+    return losses
+
+
+def test_each_split_gives_its_own_numbers_which_are_scikit_learns(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint(tmp_path / "best")
+    told = {split: metrics_of(capsys, data, folder, "--split", split) for split in ("val", "test")}
+    by_file = metrics_of(capsys, data / "test.csv", folder, "--split", "mine")
+    for split, metrics in told.items():
+        assert {name.partition("/")[0] for name in metrics} == {split}
+        logits = logits_of(folder, data, split)
+        for head in ("shape", "code"):
+            true = [row[head] for row in rows_of(data / f"{split}.csv")]
+            said = [sorted(HEADS[head])[number] for number in logits[head].argmax(1)]
+            for name, value in {
+                "accuracy": accuracy_score(true, said),
+                "balanced_accuracy": balanced_accuracy_score(true, said),
+                "macro_f1": f1_score(true, said, average="macro", labels=sorted(set(true))),
+                "loss": losses_of(logits, data, split)[head],
+            }.items():
+                assert metrics[f"{split}/{name}/{head}"] == pytest.approx(value, rel=1e-5)
+    assert {name.replace("mine/", "test/", 1): value for name, value in by_file.items()} == (
+        pytest.approx(told["test"], nan_ok=True)
+    )
+    assert told["val"]["val/loss/shape"] != pytest.approx(told["test"]["test/loss/shape"], rel=1e-3)
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit"])
+def test_a_checkpoint_is_validated_at_another_size_than_it_was_trained_at(
+    tmp_path: Path, data: Path, backbone: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"backbone": backbone, "image_size": 64}
+    folder = checkpoint(tmp_path / "best", changes=changes)
+    small = metrics_of(capsys, data, folder)
+    same = metrics_of(capsys, data, folder, "--image-size", 64)
+    large = metrics_of(
+        capsys, data, folder, "--image-size", 96, "--results", tmp_path / "results.csv"
+    )
+    assert small == same
+    assert small["val/loss"] != pytest.approx(large["val/loss"], rel=1e-6)
+    (row,) = rows_of(tmp_path / "results.csv")
+    assert row["image_size"] == "96"
+    if backbone == "test_efficientnet":
+        expected = losses_of(logits_of(folder, data, "val", 96), data, "val")
+        for head, loss in expected.items():
+            assert large[f"val/loss/{head}"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_size_that_the_backbone_does_not_take_is_refused_in_a_line(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint(tmp_path / "best", changes={"backbone": "test_vit"})
+    for size, words in ((36, "fails for 36"), (10**9, "from 8 to 4096 pixels")):
+        assert command(data, folder, "--image-size", size) == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_validating_the_best_gives_the_number_that_made_it_the_best(
+    tiny_table: Path, tmp_path: Path, ema_decay: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = read_table(tiny_table)
+    train, val = (open_split(table.splits[n], 32, tmp_path / "cache") for n in ("train", "val"))
+    config = TRIAL.replace({"ema_decay": ema_decay, "eval_crop": 0.8})
+    trial = tmp_path / "trial"
+    for _ in run_trial(config, table.labels, train, val, trial, "val/loss", CPU):
+        pass
+    recorded = load_checkpoint(trial / "best").metrics
+    told = metrics_of(capsys, tiny_table, trial / "best", "--batch-size", 8)
+    assert told == pytest.approx({name: recorded[name] for name in told}, abs=1e-6, nan_ok=True)
+    if ema_decay:
+        assert recorded["val_raw/loss"] != pytest.approx(told["val/loss"], rel=1e-4)
+    assert command(tiny_table, trial / "best") == 0
+    weights = "moving average" if ema_decay else "as trained"
+    line = f"weights: {weights}, of epoch {recorded['epoch']:.0f}; val/accuracy was"
+    assert f"{line} {recorded['val/accuracy']:.4f} when they were kept" in capsys.readouterr().out
+
+
+def test_flips_are_averaged_by_their_logits(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint(tmp_path / "best")
+    plain, flipped = (metrics_of(capsys, data, folder, *flag) for flag in ([], ["--flip"]))
+    expected = losses_of(logits_of(folder, data, "val", flip=True), data, "val")
+    for head, loss in expected.items():
+        assert flipped[f"val/loss/{head}"] == pytest.approx(loss, rel=1e-5)
+        assert plain[f"val/loss/{head}"] != pytest.approx(loss, rel=1e-6)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Twelve places with checkpoints, of which three are of other weights."""
+    folder = tmp_path / "trials"
+    for number, name in enumerate(["2/best", "10/best", "10/heads/0_shape"]):
+        checkpoint(folder / name, seed=number, metrics={"epoch": number})
+    shutil.copytree(folder / "2" / "best", folder / "3" / "best")
+    (folder / "11").symlink_to(folder / "10" / "best")
+    (folder / "12").mkdir()
+    for path in (folder / "2" / "best").iterdir():
+        os.link(path, folder / "12" / path.name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("sort_by", "sign"),
+    [(None, -1), ("val/loss", 1), ("val/loss/code", 1), ("val/macro_f1/marks", -1)],
+)
+def test_several_checkpoints_are_written_best_first_each_once(
+    many: Path,
+    data: Path,
+    sort_by: str | None,
+    sign: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command(data, many, *(["--sort-by", sort_by] if sort_by else [])) == 0
+    told = capsys.readouterr()
+    rows = rows_of(tmp_path / "here" / "results.csv")
+    names = [str(many / name) for name in ("2/best", "10/best", "10/heads/0_shape")]
+    assert sorted(row["checkpoint"] for row in rows) == sorted(names)
+    scores = [sign * float(row[sort_by or "val/accuracy"]) for row in rows]
+    assert scores == sorted(scores)
+    for row in rows:
+        alone = metrics_of(capsys, data, row["checkpoint"])
+        assert {name: float(row[name]) for name in alone} == pytest.approx(alone, nan_ok=True)
+        network = load_checkpoint(Path(row["checkpoint"])).network
+        assert int(row["param_count"]) == sum(p.numel() for p in network.parameters())
+        assert (row["image_size"], row["weights"]) == ("32", "ema")
+        assert int(float(row["epoch"])) == names.index(row["checkpoint"])
+    assert next(iter(rows[0])) == "checkpoint"
+    places = [told.out.find(str(Path(row["checkpoint"]).relative_to(many))) for row in rows]
+    assert places == sorted(places)
+    assert -1 not in places
+    first = str(many / "2" / "best")
+    for name in ("3/best", "12"):
+        assert f"{many / name} has the weights of {first}, which are scored once" in told.err
+
+
+def test_results_of_one_checkpoint_are_written_too(tmp_path: Path, data: Path) -> None:
+    folder = checkpoint(tmp_path / "best")
+    assert command(data, folder) == 0
+    assert not list((tmp_path / "here").iterdir())
+    assert command(data, folder, "--results", "one.csv") == 0
+    (row,) = rows_of(tmp_path / "here" / "one.csv")
+    assert row["checkpoint"] == str(folder)
+
+
+def test_results_are_not_replaced_unless_that_is_asked(
+    many: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "here" / "results.csv"
+    results.write_text("mine")
+    assert command(data, many) == 2
+    assert "results.csv is there" in capsys.readouterr().err
+    assert results.read_text() == "mine"
+    assert command(data, many, "--overwrite") == 0
+    assert len(rows_of(results)) == 3
+
+
+def test_a_broken_checkpoint_is_named_and_the_others_are_scored(
+    many: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, other = many / "1" / "best", many / "4" / "best"
+    checkpoint(broken, seed=7)
+    (broken / "model.safetensors").write_bytes(b"x")
+    checkpoint(other, seed=8, heads={"hat": ("a", "b")})
+    assert command(data, many) == 1
+    told = capsys.readouterr().err
+    assert f"1 of 5: {broken} has no score: checkpoint {broken} cannot be used" in told
+    assert f"{other} has no score: head 'hat' is not a column of val.csv" in told
+    assert "2 of 5 checkpoints have no score" in told
+    assert len(rows_of(tmp_path / "here" / "results.csv")) == 3
+
+
+def test_of_checkpoints_with_other_heads_each_has_its_own_columns(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(tmp_path / "runs" / "1")
+    checkpoint(tmp_path / "runs" / "2", heads={"code": HEADS["code"]})
+    rows = {row["checkpoint"][-1]: row for row in metrics_of(capsys, data, tmp_path / "runs")}
+    assert "val/accuracy/shape" in rows["1"]
+    assert "val/accuracy/shape" not in rows["2"]
+    written = {row["checkpoint"][-1]: row for row in rows_of(Path("results.csv"))}
+    assert written["2"]["val/accuracy/shape"] == ""
+    assert float(written["1"]["val/accuracy/shape"]) == rows["1"]["val/accuracy/shape"]
+    assert command(data, tmp_path / "runs", "--sort-by", "val/loss/shape", "--overwrite") == 0
+    assert [row["checkpoint"][-1] for row in rows_of(Path("results.csv"))] == ["1", "2"]
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, limit: int, error: Exception) -> list[int]:
+    """Evaluation fails from this batch size on; returns the sizes that are tried."""
+    tried: list[int] = []
+
+    def evaluate_or_fail(*arguments: Any, batch_size: int, **named: Any) -> Any:
+        tried.append(batch_size)
+        if batch_size >= limit:
+            raise error
+        return evaluate(*arguments, batch_size=batch_size, **named)
+
+    monkeypatch.setattr(scoring, "evaluate", evaluate_or_fail)
+    return tried
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(
+    tmp_path: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = checkpoint(tmp_path / "best")
+    expected = metrics_of(capsys, data, folder)
+    tried = failing(monkeypatch, 4, torch.OutOfMemoryError("CUDA out of memory"))
+    assert command(data, folder, "--batch-size", 30, "--json") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == pytest.approx(expected, nan_ok=True)
+    assert tried == [30, 15, 7, 3]
+    assert [line for line in told.err.splitlines() if "memory" in line] == [
+        f"out of memory; going on with {size} images at a time" for size in (15, 7, 3)
+    ]
+
+
+def test_an_error_that_is_no_lack_of_memory_is_not_tried_again(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = failing(monkeypatch, 1, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        command(data, checkpoint(tmp_path / "best"))
+    assert tried == [8]
+
+
+def test_a_checkpoint_too_large_for_memory_lets_the_others_go_on(
+    many: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tried = failing(monkeypatch, 1, torch.OutOfMemoryError("CUDA out of memory"))
+    assert command(data, many) == 1
+    told = capsys.readouterr().err
+    assert tried == [8, 4, 2, 1] * 3
+    assert told.count("has no score: the device must have the memory") == 3
+    assert "no checkpoint has a score" in told
+
+
+def test_a_float16_trial_is_validated_on_a_cpu(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = checkpoint(tmp_path / "half", changes={"precision": "fp16"})
+    full = checkpoint(tmp_path / "full", changes={"precision": "fp32"})
+    told = [metrics_of(capsys, data, folder, "--device", "cpu") for folder in (half, full)]
+    assert told[0] == pytest.approx(told[1], nan_ok=True)
+
+
+def test_heads_of_few_classes_and_names_of_any_text_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    lines = ["image_path,one,[bold]two,a/b", "a.png,x|,p,q", "a.png,|,r,s"]
+    (tmp_path / "val.csv").write_text("\n".join(lines) + "\n")
+    heads = {"one": ("x|",), "[bold]two": ("p", "r"), "a/b": ("q", "s", "t", "u", "v")}
+    folder = checkpoint(tmp_path / "best", heads=heads)
+    told = metrics_of(capsys, tmp_path, folder)
+    assert told["val/accuracy/a/b"] in (0, 0.5, 1)
+    assert command(tmp_path, folder) == 0
+    table = capsys.readouterr().out
+    for head in heads:
+        assert f"{head} " in table
+
+
+def test_rows_that_do_not_count_are_said(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("cache"))
+    (tmp_path / "data" / "val3.png").write_text("broken")
+    folder = checkpoint(tmp_path / "best", heads=HEADS | {"shape": ("round", "flat")})
+    assert command(tmp_path / "data", folder) == 2
+    assert "val3.png" in capsys.readouterr().err
+    assert command(tmp_path / "data", folder, "--broken-images", "skip") == 0
+    told = capsys.readouterr().err
+    assert "1 rows left out: their images cannot be read" in told
+    assert "head shape: labels that training never saw count as wrong" in told
+
+
+def test_a_fault_of_the_table_ends_the_run_at_once(
+    many: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("cache"))
+    (tmp_path / "data" / "val3.png").unlink()
+    assert command(tmp_path / "data", many) == 2
+    told = capsys.readouterr().err
+    assert told.count("val3.png") == 1
+
+
+def test_wrong_words_are_refused_in_a_line(
+    many: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = many / "2" / "best"
+    for arguments, words in (
+        ([tmp_path / "none"], "model.safetensors"),
+        ([best, "--split", "tset"], "tset.csv is not a file"),
+        ([best, "--batch-size", 0], "--batch-size must be at least 1"),
+        ([best, "--image-size", 0], "--image-size must be at least 1"),
+        ([best, "--device", "abacus"], "--device must be auto, cpu, cuda"),
+        ([best, "--results", "none/x.csv"], "--results must be a file to write"),
+        ([many, "--sort-by", "val/acuracy"], "did you mean 'val/accuracy'"),
+        ([many, "--sort-by", "test/loss", "--split", "val"], "--sort-by must be a metric"),
+        ([many, "--sort-by", "val/loss/hat"], "--sort-by must be a metric of the split"),
+    ):
+        assert command(data, *arguments) == 2
+        told = capsys.readouterr().err.strip().splitlines()
+        assert told[-1].startswith("error: ")
+        assert words in told[-1]
+    assert not list((tmp_path / "here").iterdir())
