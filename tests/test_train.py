@@ -128,7 +128,7 @@ def test_a_training_that_is_cut_ends_as_if_it_had_not_been(
 ) -> None:
     process = start(data, tmp_path, "--name", "cut", "--keep", "2", *SETTINGS)
     folder = tmp_path / "cut"
-    while not (folder / "summary.csv").exists():
+    while not (folder / "last" / "history.json").exists():
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal_number)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from torch.nn import functional
 
 import raymlc.training.scoring as scoring
 from raymlc.data.batches import Normalization
@@ -100,7 +101,13 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def logits_of(
-    folder: Path, data: Path, split: str, image_size: int = 32, flip: bool = False
+    folder: Path,
+    data: Path,
+    split: str,
+    image_size: int = 32,
+    flip: bool = False,
+    crop: float = 1.0,
+    interpolation: str = "bilinear",
 ) -> dict[str, torch.Tensor]:
     """By the plainest way there is."""
     names = [row["image_path"] for row in rows_of(data / f"{split}.csv")]
@@ -108,6 +115,12 @@ def logits_of(
     pixels = np.stack([decode(data / name, image_size) for name in names]).astype(np.float32)
     images = (pixels / 255 - np.array(PIXELS.mean, np.float32)) / np.array(PIXELS.std, np.float32)
     images_NCHW = torch.from_numpy(images).permute(0, 3, 1, 2)
+    if crop < 1:
+        centre_N23 = torch.tensor([[crop, 0, 0], [0, crop, 0]]).expand(len(images), 2, 3)
+        places = functional.affine_grid(centre_N23, list(images_NCHW.shape), align_corners=False)
+        images_NCHW = functional.grid_sample(
+            images_NCHW, places, interpolation, padding_mode="border", align_corners=False
+        )
     with torch.no_grad():
         logits: dict[str, torch.Tensor] = network(images_NCHW)
         if flip:
@@ -121,9 +134,7 @@ def losses_of(logits: dict[str, torch.Tensor], data: Path, split: str) -> dict[s
     for head in ("shape", "code"):
         classes = sorted(HEADS[head])
         target_N = [classes.index(row[head]) for row in rows_of(data / f"{split}.csv")]
-        losses[head] = float(
-            torch.nn.functional.cross_entropy(logits[head], torch.tensor(target_N))
-        )
+        losses[head] = float(functional.cross_entropy(logits[head], torch.tensor(target_N)))
     return losses
 
 
@@ -152,7 +163,7 @@ def test_each_split_gives_its_own_numbers_which_are_scikit_learns(
     assert told["val"]["val/loss/shape"] != pytest.approx(told["test"]["test/loss/shape"], rel=1e-3)
 
 
-@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_vit"])
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "vit_tiny_patch16_224"])
 def test_a_checkpoint_is_validated_at_another_size_than_it_was_trained_at(
     tmp_path: Path, data: Path, backbone: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +223,19 @@ def test_flips_are_averaged_by_their_logits(
     for head, loss in expected.items():
         assert flipped[f"val/loss/{head}"] == pytest.approx(loss, rel=1e-5)
         assert plain[f"val/loss/{head}"] != pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_trial_that_sees_the_central_part_is_validated_on_it(
+    tmp_path: Path, data: Path, interpolation: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = {"eval_crop": 0.6, "interpolation": interpolation}
+    told = metrics_of(capsys, data, checkpoint(tmp_path / "best", changes=cut))
+    logits = logits_of(tmp_path / "best", data, "val", crop=0.6, interpolation=interpolation)
+    for head, loss in losses_of(logits, data, "val").items():
+        assert told[f"val/loss/{head}"] == pytest.approx(loss, rel=1e-5)
+    whole = losses_of(logits_of(tmp_path / "best", data, "val"), data, "val")
+    assert told["val/loss/shape"] != pytest.approx(whole["shape"], rel=1e-4)
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from raymlc.errors import UserError
+from raymlc.optim.rows import FlatArray, kind_of, matrices_of
 
 # Elements updated together: on a CPU few enough for its cache, which is worth a fifth of the time;
 # elsewhere few enough for the scratch memory, three such arrays, to stay near 200 MB in float32.
@@ -43,8 +44,13 @@ class AdamP(torch.optim.Optimizer):
     wd_ratio: at least 0.
     nesterov: take the first moment one step ahead. On, with wd_ratio 0.01, as timm's factory sets
         "adamp"; the paper has it off, with wd_ratio 0.1.
-    gc: gradient centralization (arXiv:2004.01461): take its mean off each row of the gradient of
-        weights of two or more dimensions, once and before all else. `.grad` itself stays as it is.
+    gc: gradient centralization (arXiv:2004.01461) where its authors later advise it for adaptive
+        optimizers (github.com/Yonghongwei/Gradient-Centralization): not of the gradient, which
+        moments and test see as it is, but of the update. With p~ the update and w~ the weight, less
+        the mean of each row, the projection gives p~ - (p~.w~ / |w~|^2) w~, and weight decay acts
+        on w~: a row keeps its mean for ever, and a projected update is orthogonal to w~ and to w.
+        For weights of two or more dimensions; those with rows of one element, each of which is its
+        own mean and would never move (as it would not with a centralized gradient), are left out.
     gc_conv_only: centralize only weights of more than three dimensions; no effect without `gc`.
 
     Parameters without a gradient are skipped. The state of a parameter: `step` (int), `exp_avg`,
@@ -144,28 +150,14 @@ class AdamP(torch.optim.Optimizer):
         return [tuple(params) for params in alike.values()]
 
 
-class _Kind(NamedTuple):
-    """What the rows of one matrix have in common; sorting by it makes them neighbours."""
-
-    weight: bool  # of two or more dimensions; a vector has rows of one element, never projected
-    conv: bool  # of more than three dimensions
-    length: int  # elements of a row
-
-
-def _kind(param: Tensor) -> _Kind:
-    if param.ndim < 2 or param.numel() == 0:
-        return _Kind(weight=False, conv=False, length=1)
-    return _Kind(weight=True, conv=param.ndim > 3, length=param.numel() // len(param))
-
-
 def _batches(params: Sequence[Tensor], states: Mapping[Tensor, dict[str, Any]]) -> list[_Batch]:
     """Parameters alike in device and dtype, cut into batches that share their scratch memory."""
     limit = CPU_BATCH if params[0].device.type == "cpu" else DEVICE_BATCH
     cut: list[list[Tensor]] = []
     size = 0
-    for param in sorted(params, key=_kind):
+    for param in sorted(params, key=kind_of):
         size += param.numel()
-        if not cut or size > limit or _kind(param).weight != _kind(cut[-1][0]).weight:
+        if not cut or size > limit or kind_of(param).weight != kind_of(cut[-1][0]).weight:
             cut.append([])
             size = param.numel()
         cut[-1].append(param)
@@ -174,42 +166,23 @@ def _batches(params: Sequence[Tensor], states: Mapping[Tensor, dict[str, Any]]) 
     return [_Batch(batch, [states[param] for param in batch], scratch) for batch in cut]
 
 
-class _Array:
-    """A number for each element of some parameters, which are sorted by kind, in one flat array.
-
-    parts: a view for each parameter, in its shape.
-    matrices: a view for each kind, with a row for each row of the parameters of that kind.
-    """
-
-    def __init__(self, flat: Tensor, params: Sequence[Tensor]) -> None:
-        self.flat = flat
-        parts = flat.split_with_sizes([param.numel() for param in params])
-        self.parts = [part.view(param.shape) for part, param in zip(parts, params, strict=True)]
-        sizes: dict[_Kind, int] = {}
-        for param in params:
-            sizes[_kind(param)] = sizes.get(_kind(param), 0) + param.numel()
-        blocks = flat.split_with_sizes(list(sizes.values()))
-        self.matrices = [
-            block.view(-1, kind.length) for block, kind in zip(blocks, sizes, strict=True)
-        ]
-
-
 class _Batch:
     """Parameters updated together: alike in device, dtype, steps taken, and weights or vectors."""
 
     def __init__(self, params: list[Tensor], states: list[dict[str, Any]], scratch: Tensor) -> None:
         self.params = params
         self.states = states
-        self.is_weights = _kind(params[0]).weight
-        self.conv = [kind.conv for kind in dict.fromkeys(map(_kind, params))]
+        self.is_weights = kind_of(params[0]).weight
+        self.kinds = list(dict.fromkeys(map(kind_of, params)))
         size = sum(param.numel() for param in params)
-        self.exp_avg = _Array(scratch.new_empty(size), params)
-        self.exp_avg_sq = _Array(scratch.new_empty(size), params)
+        self.exp_avg = FlatArray(scratch.new_empty(size), params)
+        self.exp_avg_sq = FlatArray(scratch.new_empty(size), params)
         for name, array in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
             torch._foreach_copy_(array.parts, [state[name] for state in states])
             for state, part in zip(states, array.parts, strict=True):
                 state[name] = part
-        self.grad, self.update, self.work = (_Array(memory[:size], params) for memory in scratch)
+        self.grad, self.update, self.work = (FlatArray(memory[:size], params) for memory in scratch)
+        self.pairs = matrices_of(scratch[1:, :size], params)  # update and copied weights as one
         self.sum_dtype = torch.promote_types(scratch.dtype, torch.float32)
         if self.is_weights:
             self._index_rows()
@@ -239,8 +212,6 @@ class _Batch:
         update, denominator = self.update.flat, self.work.flat
 
         torch._foreach_copy_(self.grad.parts, [p.grad for p in self.params if p.grad is not None])
-        if group["gc"] and self.is_weights:
-            self._centralize(group["gc_conv_only"])
         exp_avg.lerp_(grad, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         # Both corrections wait until the update is taken: that saves a pass over all elements.
@@ -253,44 +224,53 @@ class _Batch:
 
         decay = group["weight_decay"] / correction
         if self.is_weights:
-            self._project(group["delta"], group["eps"], decay, group["wd_ratio"])
+            self._project(group, decay)
         elif decay > 0:
             torch._foreach_add_(self.update.parts, self.params, alpha=decay)
         torch._foreach_add_(self.params, self.update.parts, alpha=-group["lr"] * correction)
 
-    def _centralize(self, conv_only: bool) -> None:
-        for matrix, conv in zip(self.grad.matrices, self.conv, strict=True):
-            if conv or not conv_only:
-                matrix.sub_(matrix.mean(1, keepdim=True))
-
-    def _project(self, delta: float, eps: float, decay: float, wd_ratio: float) -> None:
+    def _project(self, group: dict[str, Any], decay: float) -> None:
         """Take the part along the weight off the update's rows that pass; add weight decay."""
         params = self.work
         torch._foreach_copy_(params.parts, self.params)
         squares_R, grad_squares_R = self._squares(params), self._squares(self.grad)
         # Products take the gradient's place, which nothing needs later: a smaller working set.
         dots_R = self._products(self.grad, params)
+        pairs = self._centralized_pairs(group)
+        # Here and not in the sums: p.w less the product of the means would lose digits.
+        for pair in pairs:
+            pair.sub_(pair.mean(2, keepdim=True, dtype=self.sum_dtype))
+        centred_squares_R = self._squares(params) if pairs else squares_R
         update_dots_R = self._products(self.update, params)
-        sums_RS = torch.stack([squares_R, grad_squares_R, dots_R, update_dots_R], dim=1)
+        sums_RS = torch.stack(
+            [squares_R, grad_squares_R, dots_R, centred_squares_R, update_dots_R], dim=1
+        )
 
-        shares_R, projected_T = self._shares(sums_RS, delta, eps)
+        shares_R, projected_T = self._shares(sums_RS, group["delta"], group["eps"])
         if decay > 0:
-            projected_R = projected_T[self.weight_R]
-            shares_R = torch.where(projected_R, shares_R - decay * wd_ratio, shares_R - decay)
+            weaker_R = shares_R - decay * group["wd_ratio"]
+            shares_R = torch.where(projected_T[self.weight_R], weaker_R, shares_R - decay)
         columns = shares_R.to(self.update.flat.dtype).unsqueeze(1).split_with_sizes(self.rows)
         matrices = zip(self.update.matrices, params.matrices, columns, strict=True)
         for update, param, share in matrices:
             update.addcmul_(param, share, value=-1)
 
+    def _centralized_pairs(self, group: dict[str, Any]) -> list[Tensor]:
+        return [
+            pair
+            for pair, kind in zip(self.pairs, self.kinds, strict=True)
+            if group["gc"] and kind.length > 1 and (kind.conv or not group["gc_conv_only"])
+        ]
+
     def _shares(self, sums_RS: Tensor, delta: float, eps: float) -> tuple[Tensor, Tensor]:
         """What share of its weight each row's update has to lose, and which weights lose any."""
         rows, weights = len(sums_RS), len(self.params)
-        sums_TS = sums_RS.new_zeros(weights, 4).index_add_(0, self.weight_R, sums_RS)
-        squares_L, grad_squares_L, dots_L, update_dots_L = torch.cat([sums_RS, sums_TS]).unbind(1)
-        norms_L = squares_L.sqrt()
-        bounds_L = grad_squares_L.sqrt().clamp_min(eps) * norms_L.clamp_min(eps)
+        sums_TS = sums_RS.new_zeros(weights, 5).index_add_(0, self.weight_R, sums_RS)
+        sums_LS = torch.cat([sums_RS, sums_TS])
+        squares_L, grad_squares_L, dots_L, centred_squares_L, update_dots_L = sums_LS.unbind(1)
+        bounds_L = grad_squares_L.sqrt().clamp_min(eps) * squares_L.sqrt().clamp_min(eps)
         passes_L = dots_L.abs() / bounds_L < delta / self.length_L.sqrt()
-        shares_L = update_dots_L / (norms_L + eps) ** 2
+        shares_L = update_dots_L / (centred_squares_L.sqrt() + eps) ** 2
 
         failures_R = passes_L[:rows].logical_not().to(sums_RS.dtype)
         by_row_T = sums_RS.new_zeros(weights).index_add_(0, self.weight_R, failures_R) == 0
@@ -301,14 +281,14 @@ class _Batch:
         )
         return shares_R, by_row_T | whole_passes_T
 
-    def _squares(self, array: _Array) -> Tensor:
+    def _squares(self, array: FlatArray) -> Tensor:
         norms = [
             torch.linalg.vector_norm(matrix, dim=1, dtype=self.sum_dtype)
             for matrix in array.matrices
         ]
         return torch.cat(norms).square()
 
-    def _products(self, left: _Array, right: _Array) -> Tensor:
+    def _products(self, left: FlatArray, right: FlatArray) -> Tensor:
         torch.mul(left.flat, right.flat, out=self.grad.flat)
         return torch.cat([matrix.sum(1, dtype=self.sum_dtype) for matrix in self.grad.matrices])
 

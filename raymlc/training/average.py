@@ -33,7 +33,7 @@ def average_checkpoints(folders: Sequence[Path], output: Path) -> None:
             )
         for name, weight in other.network.state_dict().items():
             if name in sums:
-                sums[name] += weight.double()
+                sums[name] += weight
     means = {name: (total / len(folders)).to(weights[name].dtype) for name, total in sums.items()}
     first.network.load_state_dict(weights | means)
     save_checkpoint(

@@ -182,7 +182,8 @@ def load_last(folder: Path, training: Training) -> None:
     found = find(folder)
     assert found is not None, folder
     with _said_of(f"the state of the training in {found}", _ANEW):
-        state = torch.load(found / STATE, map_location=training.device, weights_only=True)
+        # Each part of a training moves its own to where it belongs: step counts stay on the CPU.
+        state = torch.load(found / STATE, map_location="cpu", weights_only=True)
         training.load_state_dict(state)
 
 

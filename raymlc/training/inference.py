@@ -94,7 +94,7 @@ class BatchSize:
                         f" ({one_line(error):.120}); choose another --device"
                     ) from error
             # Only here, since the error holds on to what the work had in memory.
-            self.size -= 1
+            self.size //= 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self._say(f"out of memory; going on with {self.size} images at a time")

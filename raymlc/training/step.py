@@ -62,6 +62,7 @@ class Learner:
                     raise
             self.training.micro_batch_size = max(size // 2, 2)
             self.training.optimizer.zero_grad(set_to_none=True)
+            self.training.weighting.forget()
             if self.training.device.type == "cuda":
                 torch.cuda.empty_cache()
         self._move()

@@ -244,17 +244,16 @@ def test_the_gradient_of_asymmetric_goes_through_its_factors_as_the_paper_derive
 
 
 @every_kind
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("rows", [1, 3, 7])
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.3])
 def test_a_mixed_batch_has_the_shares_of_both_losses_each_over_its_own_known_labels(
-    kind: str, smoothing: float, rows: int, share: float
+    kind: str, rows: int, share: float
 ) -> None:
     """Law 6 of the 2021 scripts, which mixed wrongly if rows were as many as classes, or one."""
     sizes = {"one": 1, "tags": 3, "side": 3, "article": 7}
     logits, targets = random_batch(4, rows, 0.3, sizes)
     mixed = random_batch(5, rows, 0.3, sizes)[1]
-    config = TrialConfig(**KINDS[kind], smoothing=smoothing, class_weighting="inverse")
+    config = TrialConfig(**KINDS[kind], class_weighting="inverse")
     split = random_batch(6, 60, 0.1, sizes)[1]
     losses = HeadLosses(config, labels_of(sizes), split_of(split), CPU)
     sums = losses(logits, targets, mixed, share)
@@ -304,12 +303,9 @@ def test_a_head_or_row_without_labels_adds_nothing_and_gets_no_gradient(
 
 @every_kind
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_class_that_training_never_saw_adds_nothing(
-    kind: str, weighting: str, smoothing: float
-) -> None:
+def test_a_class_that_training_never_saw_adds_nothing(kind: str, weighting: str) -> None:
     logits, targets = random_batch(9, 10, 0.2)
-    losses = losses_of({**KINDS[kind], "class_weighting": weighting, "smoothing": smoothing})
+    losses = losses_of({**KINDS[kind], "class_weighting": weighting})
     with_unseen = dict(targets)
     with_unseen["article"] = targets["article"].clone()
     with_unseen["article"][::3] = SIZES["article"] + torch.arange(4)
@@ -327,7 +323,7 @@ def test_a_class_that_training_never_saw_adds_nothing(
 
 @every_kind
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("cut", [0, 5, 15])
+@pytest.mark.parametrize("cut", [0, 5])
 def test_parts_of_a_batch_add_up_to_the_whole(kind: str, weighting: str, cut: int) -> None:
     losses = losses_of({**KINDS[kind], "class_weighting": weighting})
     logits, targets = random_batch(10, 16, 0.4)

@@ -30,6 +30,7 @@ from raymlc.data.store import ImageSplit
 from raymlc.data.table import read_table
 from raymlc.errors import UserError
 from raymlc.labels import Labels
+from raymlc.model.ema import EMA
 from raymlc.model.network import build_network
 from raymlc.training import state as state_module
 from raymlc.training.evaluate import Workers, evaluate
@@ -677,7 +678,7 @@ def place_of_the_average(config: TrialConfig, labels: Labels) -> Any:
     """Where the moving average is asked to be kept, which on the CPU alone makes no difference."""
     places: list[Any] = []
 
-    class Noting(state_module.EMA):
+    class Noting(EMA):
         def __init__(self, model: nn.Module, decay: float, device: Any = None) -> None:
             places.append(device)
             super().__init__(model, decay, device)

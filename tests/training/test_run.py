@@ -15,8 +15,8 @@ from raymlc.data.store import ImageSplit
 from raymlc.labels import Labels
 from raymlc.training.checkpoint import load_checkpoint, load_history, read_score, save_last
 from raymlc.training.evaluate import Workers, evaluate
-from raymlc.training.state import Training
 from raymlc.training.run import BEST, LAST, SUMMARY, run_trial
+from raymlc.training.state import Training
 from raymlc.trial import TrialConfig
 
 CPU = torch.device("cpu")

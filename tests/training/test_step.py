@@ -62,10 +62,11 @@ def test_parts_of_a_batch_take_the_same_step_as_the_whole(
         assert second["train/loss"] == pytest.approx(first["train/loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty", "gradnorm"])
 def test_out_of_memory_the_step_is_taken_in_halves_and_the_log_says_so(
-    config: TrialConfig, labels: Labels, train: ImageSplit, val: ImageSplit
+    config: TrialConfig, labels: Labels, train: ImageSplit, val: ImageSplit, weighting: str
 ) -> None:
-    config = config.replace({**PLAIN, "optimizer": "sgd"})
+    config = config.replace({**PLAIN, "optimizer": "sgd", "task_weighting": weighting})
     plain, short = Training(config, labels, CPU), Training(config, labels, CPU)
     expected = list(fit(plain, train, val))
     sizes = limited(short, most=5)
