@@ -135,12 +135,6 @@ def read_data(options: RunOptions, console: Console) -> Table:
     return table
 
 
-def plain_console() -> Console:
-    """Where a command says how it goes."""
-    # Into a file or a pipe the table of trials needs more than the 80 columns of a terminal.
-    return Console() if sys.stdout.isatty() else Console(width=140)
-
-
 def _check_metric_has_labels(metric: str, table: Table) -> None:
     """Raises UserError if nothing in the validation split has the label that the metric is of."""
     targets = table.splits["val"].targets

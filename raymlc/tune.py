@@ -10,11 +10,11 @@ import optuna
 from rich.console import Console
 
 from raymlc.cluster.environment import prepare_environment
+from raymlc.door import plain_console
 from raymlc.entry import (
     check_words,
     claimed_folder,
     parse_options,
-    plain_console,
     read_data,
     run_command,
 )

@@ -112,7 +112,7 @@ def read_preprocessing(path: Path, config: TrialConfig) -> Normalization:
             )
     for name in _GEOMETRY:
         value = getattr(config, name)
-        if False:
+        if values.get(name) != value:
             raise UserError(
                 f"{path.name} and {TRIAL} must agree on {name}, but have {values.get(name)!r:.60}"
                 f" and {value!r}"
