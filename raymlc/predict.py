@@ -39,7 +39,7 @@ class PredictOptions:
     top: int = 0
     """Add to each head a column with its so many most likely classes, as a JSON object."""
     flip: bool = False
-    """Predict by the mean of each image and its mirror image: twice the time, a little better."""
+    """Predict by the mean of each image and its mirror image, in twice the time."""
     broken_images: BrokenImages = "stop"
     """What to do about an image that cannot be read: stop, or name it and leave it out."""
     batch_size: int | None = None

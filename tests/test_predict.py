@@ -245,6 +245,7 @@ def test_predictions_do_not_change_when_the_training_table_does(
     assert said(arguments, capsys) == before
 
 
+@pytest.mark.slow
 def test_predicting_needs_no_ray_and_works_from_any_folder(
     best: Path, photos: Path, tmp_path: Path
 ) -> None:

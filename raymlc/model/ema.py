@@ -31,7 +31,8 @@ class EMA:
         whole = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
         self._averages = [averages[name].detach() for name in floating]
         self._tensors = [tensors[name].detach() for name in floating]
-        self._whole = [(averages[name].detach(), tensors[name].detach()) for name in whole]
+        self._whole_averages = [averages[name].detach() for name in whole]
+        self._whole_tensors = [tensors[name].detach() for name in whole]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -41,8 +42,8 @@ class EMA:
         if self._device is not None:
             tensors = [tensor.to(self._device) for tensor in tensors]
         torch._foreach_lerp_(self._averages, tensors, 1 - decay)
-        for average, tensor in self._whole:
-            average.copy_(tensor)
+        if self._whole_tensors:
+            torch._foreach_copy_(self._whole_averages, self._whole_tensors)
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:

@@ -29,6 +29,8 @@ def checkpoints_in(paths: Iterable[Path]) -> list[Path]:
                 " below it"
             )
         found |= dict.fromkeys(below)
+    if not found:
+        raise UserError("at least one checkpoint must be named, or a folder of them, but none is")
     return list(found)
 
 

@@ -139,7 +139,7 @@ def _graph(checkpoint: Checkpoint, filling: Path) -> ModelProto:
             torch.onnx.export(
                 _Deployed(checkpoint).eval(),
                 (torch.zeros(2, 3, size, size),),
-                filling,
+                str(filling),
                 dynamo=False,
                 input_names=[INPUT],
                 output_names=outputs,

@@ -49,6 +49,11 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path, name: str) -> No
         checkpoints_in([tmp_path / name])
 
 
+def test_no_path_at_all_is_refused() -> None:
+    with pytest.raises(UserError, match="at least one checkpoint must be named"):
+        checkpoints_in([])
+
+
 def test_links_are_followed_and_a_circle_of_them_ends(tmp_path: Path) -> None:
     write(tmp_path / "elsewhere" / "best")
     (tmp_path / "runs").mkdir()
