@@ -10,9 +10,10 @@ from raymlc.average import AverageOptions
 from raymlc.average import main as average
 from raymlc.export import ExportOptions
 from raymlc.export import main as export
-from raymlc.options import TuneOptions
+from raymlc.options import RunOptions, TrainOptions, TuneOptions
 from raymlc.predict import PredictOptions
 from raymlc.predict import main as predict
+from raymlc.train import main as train
 from raymlc.tune import main as tune
 from raymlc.validate import ValidateOptions
 from raymlc.validate import main as validate
@@ -23,6 +24,9 @@ TUNE = {
     "--gpus-per-worker", "--heads", "--metric", "--name", "--output", "--pruner", "--resume",
     "--sampler", "--seed", "--set", "--space", "--trainer", "--trials", "--val-fraction",
     "--verbose", "--weights", "--workers",
+}  # fmt: skip
+TRAIN = TUNE - {"--concurrency", "--pruner", "--sampler", "--seed", "--space", "--trials"} | {
+    "--keep", "--keep-heads", "--trial",
 }  # fmt: skip
 VALIDATE = {
     "--batch-size", "--broken-images", "--cache", "--data", "--device", "--flip", "--image-size",
@@ -35,6 +39,7 @@ EXPORT = {"--output", "--overwrite"}
 AVERAGE = {"--best", "--metric", "--output"}
 COMMANDS = {
     "tune": (tune, TUNE),
+    "train": (train, TRAIN),
     "validate": (validate, VALIDATE),
     "predict": (predict, PREDICT),
     "export": (export, EXPORT),
@@ -58,7 +63,16 @@ def test_the_help_lists_exactly_these_options(
 
 
 @pytest.mark.parametrize(
-    "options", [TuneOptions, ValidateOptions, PredictOptions, ExportOptions, AverageOptions]
+    "options",
+    [
+        RunOptions,
+        TuneOptions,
+        TrainOptions,
+        ValidateOptions,
+        PredictOptions,
+        ExportOptions,
+        AverageOptions,
+    ],
 )
 def test_every_option_is_typed_frozen_and_explained(options: type) -> None:
     assert dataclasses.is_dataclass(options)
