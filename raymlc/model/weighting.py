@@ -119,15 +119,14 @@ class TaskWeighting:
         # are those of its part times the number of workers.
         loss_H = self._seen_2H[0] / workers
         norm_H = self._seen_2H[1].sqrt() / workers
-        present_H = loss_H > 0  # a loss of 0, as of a head without labels, has nothing to weigh
-        count = present_H.sum().clamp(min=1)
+        # A head without labels in the step has a loss and a norm of 0, and is no part of a mean.
+        count = (loss_H > 0).sum().clamp(min=1)
         self._first_H.copy_(torch.where(self._first_H > 0, self._first_H, loss_H))
-        progress_H = torch.where(present_H, loss_H / self._first_H.clamp(min=1e-12), 0)
+        progress_H = loss_H / self._first_H.clamp(min=1e-12)
         rate_H = progress_H / (progress_H.sum() / count).clamp(min=1e-12)
         norms_H = self._learnt_H * norm_H
         wanted_H = norms_H.sum() / count * rate_H**self._alpha
-        sign_H = torch.where(present_H, torch.sign(norms_H - wanted_H), 0)
-        self._learnt_H.grad = sign_H * norm_H
+        self._learnt_H.grad = torch.sign(norms_H - wanted_H) * norm_H
         self._adam.step()
         self._learnt_H.clamp_(min=_LEAST_WEIGHT)
         self._learnt_H.mul_(len(self.names) / self._learnt_H.sum())

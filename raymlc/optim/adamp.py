@@ -196,6 +196,7 @@ class _Batch:
         rows = [filled(len(w), w.numel() / len(w), self.sum_dtype) for w in self.params]
         whole = [filled(1, w.numel(), self.sum_dtype) for w in self.params]
         self.length_L = torch.cat([*rows, *whole])
+        self.length_R = self.length_L[: -len(whole)]
         self.weight_R = torch.cat(
             [filled(len(w), index, torch.int64) for index, w in enumerate(self.params)]
         )
@@ -233,14 +234,13 @@ class _Batch:
         """Take the part along the weight off the update's rows that pass; add weight decay."""
         params = self.work
         torch._foreach_copy_(params.parts, self.params)
-        squares_R, grad_squares_R = self._squares(params), self._squares(self.grad)
+        grad_squares_R = self._squares(self.grad)
         # Products take the gradient's place, which nothing needs later: a smaller working set.
         dots_R = self._products(self.grad, params)
-        pairs = self._centralized_pairs(group)
-        # Here and not in the sums: p.w less the product of the means would lose digits.
-        for pair in pairs:
-            pair.sub_(pair.mean(2, keepdim=True, dtype=self.sum_dtype))
-        centred_squares_R = self._squares(params) if pairs else squares_R
+        if group["gc"]:
+            squares_R, centred_squares_R = self._centralize(group["gc_conv_only"])
+        else:
+            squares_R = centred_squares_R = self._squares(params)
         update_dots_R = self._products(self.update, params)
         sums_RS = torch.stack(
             [squares_R, grad_squares_R, dots_R, centred_squares_R, update_dots_R], dim=1
@@ -255,12 +255,19 @@ class _Batch:
         for update, param, share in matrices:
             update.addcmul_(param, share, value=-1)
 
-    def _centralized_pairs(self, group: dict[str, Any]) -> list[Tensor]:
-        return [
-            pair
-            for pair, kind in zip(self.pairs, self.kinds, strict=True)
-            if group["gc"] and kind.length > 1 and (kind.conv or not group["gc_conv_only"])
-        ]
+    def _centralize(self, conv_only: bool) -> tuple[Tensor, Tensor]:
+        """Take the row means off update and copied weights; the weights' squares before, after."""
+        means = []
+        for pair, kind in zip(self.pairs, self.kinds, strict=True):
+            if kind.length > 1 and (kind.conv or not conv_only):
+                means.append(pair.mean(2, keepdim=True, dtype=self.sum_dtype))
+                pair.sub_(means[-1])
+            else:
+                means.append(pair.new_zeros(*pair.shape[:2], 1, dtype=self.sum_dtype))
+        squares_R = self._squares(self.work)
+        # Adding the mean's part loses no digits; taking it off sums over raw elements would.
+        mean_R = torch.cat(means, dim=1)[1].squeeze(1)
+        return torch.addcmul(squares_R, mean_R * self.length_R, mean_R), squares_R
 
     def _shares(self, sums_RS: Tensor, delta: float, eps: float) -> tuple[Tensor, Tensor]:
         """What share of its weight each row's update has to lose, and which weights lose any."""

@@ -121,7 +121,8 @@ def test_a_trial_has_the_same_numbers_in_process_in_a_trainer_and_over_two_worke
         for row, reference in zip(histories[name], histories["process"], strict=True):
             assert row.keys() == reference.keys()
             for tag in row.keys() - {"images_per_second"}:
-                tolerance = 0.03 if "accuracy" in tag else 1e-3
+                # A few rounding errors may turn the answer on a row, but not move a loss.
+                tolerance = 1e-3 if "loss" in tag or "/" not in tag else 0.05
                 assert row[tag] == pytest.approx(reference[tag], abs=tolerance), (name, tag)
 
 
