@@ -51,9 +51,12 @@ def _train(options: TrainOptions, folder: Path, console: Console) -> int:
     prepare_environment(own_ray=options.address is None)
     # torch and timm take seconds to import: only once the words are known to be right.
     from raymlc.cluster.single import train_trial
+    from raymlc.model.loss import loss_of
     from raymlc.training.metrics import check_metric_of
 
     check_metric_of(options.metric, table.labels)
+    for head in table.labels.heads:
+        loss_of(config, head)
 
     if not options.resume:
         text = json.dumps(config.to_dict(), indent=1)

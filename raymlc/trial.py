@@ -41,7 +41,7 @@ class TrialConfig:
     beta2: float = 0.999  # decay of the second moment, in [0, 1)
     momentum: float = 0.9  # of optimizers that have one, such as sgd
     eps: float = 1e-8  # in Adam's denominator; couples with lr when gradients are as small
-    gc: bool = False  # gradient centralization, arXiv:2004.01461
+    gc: bool = False  # gradient centralization, 2004.01461: of adamp's updates, others' gradients
     gc_conv_only: bool = False  # leave 2-D weights, the heads among them, uncentralized
     clip_grad: float = 0.0  # the largest gradient, as clip_mode has it; 0 clips nothing
     clip_mode: Literal["norm", "value", "agc"] = "norm"  # over all parameters; of each element;

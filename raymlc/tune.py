@@ -48,9 +48,13 @@ def _tune(options: TuneOptions, folder: Path, console: Console) -> int:
     prepare_environment(own_ray=options.address is None)
     # torch, timm and Ray take seconds to import: only once the words are known to be right.
     from raymlc.cluster.launch import check_trials, launch
+    from raymlc.model.loss import loss_of
     from raymlc.training.metrics import check_metric_of
 
     check_metric_of(options.metric, table.labels)
+    for config in configs:
+        for head in table.labels.heads:
+            loss_of(config, head)
 
     check_trials(options, configs, table, console)
     if not options.resume:

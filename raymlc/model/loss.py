@@ -177,6 +177,4 @@ class HeadLosses:
 
 def _focus(p: Tensor, gamma: float) -> Tensor:
     """p to the power gamma; its gradient is 0 and not infinite at p = 0 for gamma below 1."""
-    if gamma == 0:
-        return torch.ones_like(p)
     return p.clamp(min=torch.finfo(p.dtype).tiny) ** gamma

@@ -48,15 +48,20 @@ class Network(nn.Module):
 
 
 class WithFeatures(nn.Module):
-    """A network that tells its features, too."""
+    """A network that tells its features, too.
 
-    def __init__(self, network: Network) -> None:
+    compiled: run the backbone through torch.compile. The heads stay as they are, since gradients
+    between the two cannot be had from within one compiled graph.
+    """
+
+    def __init__(self, network: Network, compiled: bool = False) -> None:
         super().__init__()
         self.network = network
+        self.backbone = torch.compile(network.backbone) if compiled else network.backbone
 
     def forward(self, images_BCHW: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Normalised images to logits (B, K) for each head, and the features (B, F)."""
-        features_BF = self.network.backbone(images_BCHW)
+        features_BF = self.backbone(images_BCHW)
         return self.network.logits(features_BF), features_BF
 
 

@@ -264,10 +264,11 @@ class _Batch:
                 pair.sub_(means[-1])
             else:
                 means.append(pair.new_zeros(*pair.shape[:2], 1, dtype=self.sum_dtype))
-        squares_R = self._squares(self.work)
+        centred_squares_R = self._squares(self.work)
         # Adding the mean's part loses no digits; taking it off sums over raw elements would.
         mean_R = torch.cat(means, dim=1)[1].squeeze(1)
-        return torch.addcmul(squares_R, mean_R * self.length_R, mean_R), squares_R
+        squares_R = torch.addcmul(centred_squares_R, mean_R * self.length_R, mean_R)
+        return squares_R, centred_squares_R
 
     def _shares(self, sums_RS: Tensor, delta: float, eps: float) -> tuple[Tensor, Tensor]:
         """What share of its weight each row's update has to lose, and which weights lose any."""

@@ -84,7 +84,8 @@ def _centralize(optimizer: torch.optim.Optimizer, args: object, kwargs: object) 
         least = 4 if group["gc_conv_only"] else 2
         for parameter in group["params"]:
             grad = parameter.grad
-            if grad is not None and grad.dim() >= least:
+            # A row of one element is its own mean: it would never train.
+            if grad is not None and grad.dim() >= least and grad.numel() > len(grad):
                 grad.sub_(grad.mean(dim=tuple(range(1, grad.dim())), keepdim=True))
 
 

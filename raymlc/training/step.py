@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raymlc.data.batches import Batch
 from raymlc.model.loss import HeadLosses
@@ -37,9 +37,7 @@ class Learner:
             self._frozen = training.frozen
             network.backbone.requires_grad_(not self._frozen)
             # Anew when the backbone thaws: an average of gradients knows which parameters train.
-            self._wrapped = self.workers.wrap(WithFeatures(network))
-            compiled = torch.compile(self._wrapped) if training.config.compile else self._wrapped
-            self._model = cast(nn.Module, compiled)
+            self._model = self.workers.wrap(WithFeatures(network, training.config.compile))
         self._observes = training.weighting.needs_features and not self._frozen
         self._model.train()
         if self._frozen:
@@ -91,7 +89,7 @@ class Learner:
         """Where gradients are added up and not yet averaged over the workers."""
         if self.workers.size == 1:
             return nullcontext()
-        return cast(AbstractContextManager[object], self._wrapped.no_sync())  # type: ignore[operator]
+        return cast(AbstractContextManager[object], self._model.no_sync())  # type: ignore[operator]
 
     def _move(self) -> None:
         training, optimizer = self.training, self.training.optimizer

@@ -317,7 +317,7 @@ def gradnorm_reference(
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.5])
 def test_gradnorm_is_the_papers_algorithm(alpha: float) -> None:
-    steps = steps_of(7, 20)
+    steps = steps_of(7, 60)
     weights = trained(weighting_of(task_weighting="gradnorm", gradnorm_alpha=alpha), steps)
     for weights_H, expected in zip(weights, gradnorm_reference(steps, alpha), strict=True):
         assert weights_H.tolist() == pytest.approx(expected, rel=1e-4)
@@ -364,6 +364,22 @@ def test_gradnorm_learns_a_heads_first_loss_when_its_first_label_comes() -> None
     first_H = weighting.state_dict()["first"]
     assert first_H[[0, 2]].tolist() == pytest.approx(expected)
     assert first_H[1] > 0
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.5])
+def test_gradnorm_compares_a_head_with_those_that_have_labels_in_the_step(alpha: float) -> None:
+    weighting = weighting_of(task_weighting="gradnorm", gradnorm_alpha=alpha)
+    features_BF = torch.ones(1, 2, requires_grad=True)
+    slopes_H = torch.tensor([1.2, 2.0])
+    sums = dict(zip(("color", "article"), (features_BF[0] * slopes_H).unbind(), strict=True))
+    sums["side"] = 0 * features_BF.sum()
+    known = {"color": 1.0, "side": 0.0, "article": 1.0}
+    loss = weighting.combine(sums, known, 1.0)
+    assert float(loss.detach()) == pytest.approx((1.2 + 2.0) / 2)
+    weighting.observe(sums, known, features_BF)
+    weighting.update(alone, 1)
+    # The mean norm is 1.6, between the two; over three heads it would be below both.
+    assert weighting.weights().tolist() == pytest.approx([1.025, 1, 0.975])
 
 
 def test_gradnorm_never_weighs_a_step_by_what_it_sees_in_it() -> None:

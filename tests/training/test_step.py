@@ -204,7 +204,7 @@ def test_a_compiled_training_is_the_same_training(
 ) -> None:
     """Traced by the compiler, but run as it was, which takes seconds instead of minutes."""
     compile_: Callable[..., Any] = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="aot_eager"))
     config = config.replace({"freeze_epochs": 1, "task_weighting": weighting})
     plain, compiled = (
         Training(config.replace({"compile": value}), labels, CPU) for value in (False, True)
