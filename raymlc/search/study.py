@@ -6,6 +6,7 @@ runs any more is handed out again under its own number.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 import warnings
@@ -20,13 +21,21 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raymlc.errors import UserError
 from raymlc.metric import higher_is_better
+from raymlc.search.pruner import RungPruner
+from raymlc.search.rungs import CONFIG, REASON
+from raymlc.search.sampler import RungSampler
 from raymlc.search.space import Space
 from raymlc.trial import TrialConfig
 
-SamplerName = Literal["tpe", "random"]
-PrunerName = Literal["asha", "median", "none"]
+# "rungs" are raymlc's own, made for each other; the others are Optuna's, by its names. "qmc", "gp"
+# and "cmaes" learn from finished trials only, or from none.
+SamplerName = Literal["rungs", "tpe", "random", "qmc", "gp", "cmaes", "nsga2"]
+PrunerName = Literal["rungs", "asha", "hyperband", "median", "wilcoxon", "none"]
 
-CONFIG, REASON, METRICS, SECONDS = "config", "reason", "metrics", "seconds"  # a trial's attributes
+METRICS, SECONDS = "metrics", "seconds"  # a trial's attributes
+
+# Packages that Optuna leaves to its user to install.
+_NEEDS = {"qmc": "scipy", "gp": "scipy", "cmaes": "cmaes"}
 
 
 @dataclass(frozen=True)
@@ -62,8 +71,9 @@ def open_study(
     """Open the study in a journal file, or begin it.
 
     metric: what trials are ranked by, as `metric_names` has it. epochs: of the longest trial, from
-    which successive halving has its rungs: a fifth of them, and each doubling of that.
-    Raises UserError if the file cannot be written, or holds a study of another metric.
+    which Optuna's pruners have their rungs.
+    Raises UserError if the file cannot be written, or holds a study of another metric, or a package
+    is missing that the sampler needs.
     """
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +96,8 @@ def open_study(
         )
     study.set_user_attr("metric", metric)
     # A sampler that starts anew with the same seed would draw the same trials once more.
-    study.sampler = _sampler(sampler, seed + len(study.trials))
-    study.pruner = _pruner(pruner, epochs)
+    study.sampler = make_sampler(sampler, seed + len(study.trials), epochs)
+    study.pruner = make_pruner(pruner, epochs)
     return study
 
 
@@ -210,21 +220,57 @@ def _mend(journal: Path) -> None:
             file.truncate(text.rfind(b"\n") + 1)
 
 
-def _sampler(name: SamplerName, seed: int) -> optuna.samplers.BaseSampler:
-    if name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        # Its `group` is marked experimental; the studies that it reads are not its own format.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, group=True, constant_liar=True
+def make_sampler(name: SamplerName, seed: int, epochs: int) -> optuna.samplers.BaseSampler:
+    """A sampler by its name. epochs: of the longest trial.
+
+    Raises UserError if a package is missing that Optuna's sampler needs.
+    """
+    package = _NEEDS.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"--sampler {name} needs {package}, which is not installed: pip install {package}"
         )
+    with warnings.catch_warnings():
+        # Some are marked experimental; the studies that they read are not their own format.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match name:
+            case "rungs":
+                return RungSampler(seed, epochs)
+            case "tpe":
+                return optuna.samplers.TPESampler(
+                    seed=seed, multivariate=True, group=True, constant_liar=True
+                )
+            case "random":
+                return optuna.samplers.RandomSampler(seed=seed)
+            case "qmc":
+                return optuna.samplers.QMCSampler(seed=seed, scramble=True)
+            case "gp":
+                return optuna.samplers.GPSampler(seed=seed)
+            case "cmaes":
+                return optuna.samplers.CmaEsSampler(seed=seed, consider_pruned_trials=True)
+            case "nsga2":
+                return optuna.samplers.NSGAIISampler(seed=seed)
 
 
-def _pruner(name: PrunerName, epochs: int) -> optuna.pruners.BasePruner:
-    if name == "none":
-        return optuna.pruners.NopPruner()
-    if name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=4)
-    first_rung = max(1, round(epochs / 5))
-    return optuna.pruners.SuccessiveHalvingPruner(min_resource=first_rung, reduction_factor=2)
+def make_pruner(name: PrunerName, epochs: int) -> optuna.pruners.BasePruner:
+    """A pruner by its name. epochs: of the longest trial.
+
+    Optuna's halving has its first rung after a fifth of them, and further ones at each doubling.
+    """
+    match name:
+        case "rungs":
+            return RungPruner(epochs)
+        case "asha":
+            return optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=max(1, round(epochs / 5)), reduction_factor=2
+            )
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner(max_resource=epochs)
+        case "median":
+            return optuna.pruners.MedianPruner(n_startup_trials=4)
+        case "wilcoxon":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                return optuna.pruners.WilcoxonPruner()
+        case "none":
+            return optuna.pruners.NopPruner()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import optuna
 import pytest
@@ -17,7 +18,14 @@ from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from raymlc.errors import UserError
 from raymlc.search.space import Space
-from raymlc.search.study import Assignment, PrunerName, SamplerName, StudyBook, open_study
+from raymlc.search.study import (
+    Assignment,
+    PrunerName,
+    SamplerName,
+    StudyBook,
+    make_sampler,
+    open_study,
+)
 from raymlc.trial import TrialConfig
 
 ACCURACY = "val/accuracy"
@@ -33,6 +41,7 @@ def ask(trial: BaseTrial) -> TrialConfig:
 
 
 SPACE = Space(Path("mine.py"), ask, {})
+SAMPLERS = ("rungs", "random", "tpe", "nsga2")  # that need nothing but Optuna
 
 
 @pytest.fixture
@@ -124,7 +133,8 @@ def test_a_trial_that_the_pruner_stops_is_pruned_with_its_intermediate_values(
 
 
 @pytest.mark.parametrize(
-    ("pruner", "stopped_after"), [("asha", 2), ("median", None), ("none", None)]
+    ("pruner", "stopped_after"),
+    [("rungs", 1), ("asha", 2), ("median", None), ("wilcoxon", None), ("none", None)],
 )
 def test_halving_stops_the_worse_of_two_trials_and_the_others_do_not(
     journal: Path, pruner: PrunerName, stopped_after: int | None
@@ -255,22 +265,22 @@ def test_a_trial_that_was_asked_but_never_handed_out_has_failed(journal: Path) -
     assert [begin(again).number, begin(again).number] == [0, 2]
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_reopened_study_does_not_repeat_its_proposals(
     journal: Path, sampler: SamplerName
 ) -> None:
-    rates = []
+    proposed = []
     for round_ in range(3):
         one = book(journal, trials=12, sampler=sampler)
         for number in range(4 * round_, 4 * round_ + 4):
             assignment = begin(one)
             assert assignment.number == number
-            rates.append(assignment.config.lr)
+            proposed.append((assignment.config.lr, assignment.config.gc))
             one.end(number, {ACCURACY: 0.5})
-    assert len(set(rates)) == 12
+    assert len(set(proposed)) == 12
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_seed_proposes_the_same_trials_and_another_seed_others(
     tmp_path: Path, sampler: SamplerName
 ) -> None:
@@ -347,6 +357,38 @@ def test_a_journal_that_was_cut_in_its_first_line_begins_anew(journal: Path) -> 
     journal.write_bytes(b'{"op_code": 0, "wor')
     assert begin(book(journal)).number == 0
     assert len(stored_trials(journal)) == 1
+
+
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
+@pytest.mark.parametrize("pruner", get_args(PrunerName))
+def test_every_sampler_and_pruner_takes_a_sweep_to_its_end(
+    journal: Path, sampler: SamplerName, pruner: PrunerName
+) -> None:
+    for package in ("scipy", "cmaes"):
+        if sampler in {"scipy": ("qmc", "gp"), "cmaes": ("cmaes",)}[package]:
+            pytest.importorskip(package)
+    one = book(journal, trials=12, sampler=sampler, pruner=pruner)
+    while (assignment := one.next()) is not None:
+        score = -abs(math.log10(assignment.config.lr) + 2)
+        for epoch in range(1, EPOCHS + 1):
+            if one.report(assignment.number, {"epoch": float(epoch), ACCURACY: score}):
+                break
+        one.end(assignment.number, {ACCURACY: score})
+    states = [trial.state for trial in stored_trials(journal)]
+    assert len(states) == 12
+    assert set(states) <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert TrialState.COMPLETE in states
+
+
+def test_a_sampler_whose_package_is_missing_says_what_to_install(
+    journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError) as refused:
+        make_sampler("cmaes", 0, EPOCHS)
+    assert str(refused.value) == (
+        "--sampler cmaes needs cmaes, which is not installed: pip install cmaes"
+    )
 
 
 # Reports an epoch, and is killed while it writes the next one: it has the lock.

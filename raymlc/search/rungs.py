@@ -1,0 +1,80 @@
+"""Rungs: fractions of a trial's own length, at which trials of any length can be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+CONFIG, REASON = "config", "reason"  # a trial's attributes: its values; why it failed
+
+
+def fractions(first: float, factor: float) -> list[float]:
+    """Rungs from the lowest up to a full run: factor apart, the lowest the nearest to `first`."""
+    count = max(1, round(math.log(1 / first) / math.log(factor)))
+    return [factor**-rung for rung in range(count, -1, -1)]
+
+
+def length(trial: FrozenTrial, longest: int) -> int:
+    """Epochs of a full run of a trial; `longest` for a study that does not say."""
+    config = trial.user_attrs.get(CONFIG)
+    return int(config["epochs"]) if config else longest
+
+
+def rung_epoch(fraction: float, epochs: int) -> int:
+    """The epoch, counted from 1, at which a trial of so many epochs reaches a rung."""
+    return max(1, math.ceil(fraction * epochs - 1e-9))
+
+
+def reached(values: Mapping[int, float], epoch: int) -> float | None:
+    """The value at an epoch, or the first after it; None if the trial has not come so far."""
+    if epoch in values:
+        return values[epoch]
+    later = [step for step in values if step > epoch]
+    return values[min(later)] if later else None
+
+
+def losses(
+    trials: Sequence[FrozenTrial], at: Sequence[float], longest: int, direction: StudyDirection
+) -> list[dict[int, float]]:
+    """For each rung, every trial that reached it, by number, with its loss there.
+
+    The loss is the reported value, negated where higher is better. A trial that failed stands,
+    with an infinite loss, on the first rung that it did not reach: where it would have gone is a
+    place to avoid.
+    """
+    sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
+    rungs: list[dict[int, float]] = [{} for _ in at]
+    for trial in trials:
+        values = trial.intermediate_values
+        failed = trial.state == TrialState.FAIL
+        if (failed and REASON not in trial.user_attrs) or not (values or trial.state.is_finished()):
+            continue
+        epochs = length(trial, longest)
+        for rung, fraction in zip(rungs, at, strict=True):
+            value = reached(values, rung_epoch(fraction, epochs)) if values else None
+            if value is None and trial.state == TrialState.COMPLETE:
+                value = trial.value  # its last epochs were not numbers, or none was reported
+            if value is None:
+                if failed:
+                    rung[trial.number] = math.inf
+                break
+            rung[trial.number] = sign * value
+    return rungs
+
+
+def order(rungs: Sequence[Mapping[int, float]]) -> list[int]:
+    """All trials of the lowest rung, the best first, each judged as late as it can be.
+
+    Those who reached the next rung share out, by their losses there, the places that they hold
+    together; so no trial is compared with another at different ages.
+    """
+    by_loss = sorted(rungs[0], key=lambda number: (rungs[0][number], number))
+    place = {number: at for at, number in enumerate(by_loss)}
+    for rung in rungs[1:]:
+        here = sorted((number for number in rung if number in place), key=lambda n: (rung[n], n))
+        for number, at in zip(here, sorted(place[number] for number in here), strict=True):
+            place[number] = at
+    return sorted(place, key=place.__getitem__)
