@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 from optuna.trial import FrozenTrial
 
-from raymlc.search.rungs import fractions, length, losses, rung_epoch
+from raymlc.search.rungs import chance, fractions, length, losses, rung_epoch, spared, trust
 
 
 class RungPruner(optuna.pruners.BasePruner):
@@ -14,6 +14,10 @@ class RungPruner(optuna.pruners.BasePruner):
     arXiv:1810.05934, its stopping form; but a rung is a fraction of a trial's own run, because a
     schedule's end, where values rise, comes after as many epochs as the trial has. Failed trials
     count as the worst of the first rung that they did not reach.
+
+    Where early values mislead, halving throws away the best. So a share of the trials is spared all
+    rungs but the last; they show how far the first rung foretells it, and with that the share falls
+    or rises (the idea of Hyper-Tune, arXiv:2201.06834, in which brackets are so weighted).
 
     longest: epochs of trials that do not say how many they have. first: the lowest rung, as a
     fraction of a run. factor: from rung to rung; one of so many goes on.
@@ -39,9 +43,12 @@ class RungPruner(optuna.pruners.BasePruner):
         if not passed:
             return False
         trials = study.get_trials(deepcopy=False)
-        at = self._fractions[: self._fractions.index(passed[-1]) + 1]
-        there = losses(trials, at, self._longest, study.direction)[-1]
-        mine = losses([trial], at, self._longest, study.direction)[-1][trial.number]
+        at = self._fractions.index(passed[-1])
+        rungs = losses(trials, self._fractions, self._longest, study.direction)
+        if passed[-1] != self._fractions[-1] and chance(trial.number) < spared(trust(rungs)):
+            return False
+        there = rungs[at]
+        mine = rungs[at][trial.number]
         others = [loss for number, loss in there.items() if number != trial.number]
         if not others:
             return False

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+SPARED = 0.25  # share of trials that no early rung stops, before it is known what those are worth
 CONFIG, REASON = "config", "reason"  # a trial's attributes: its values; why it failed
 
 
@@ -78,3 +81,33 @@ def order(rungs: Sequence[Mapping[int, float]]) -> list[int]:
         for number, at in zip(here, sorted(place[number] for number in here), strict=True):
             place[number] = at
     return sorted(place, key=place.__getitem__)
+
+
+def chance(number: int) -> float:
+    """A trial's lot, in [0, 1): spread evenly over any stretch of trials, and always the same."""
+    return (number * 0.6180339887498949) % 1.0
+
+
+def trust(rungs: Sequence[Mapping[int, float]]) -> float:
+    """How far the lowest of these rungs foretells the highest one: Kendall's tau, 0 at the least.
+
+    Measured on the trials whose lot let them pass the rungs between whatever they were worth; those
+    that passed by their worth would flatter none and say little. It begins at a half, which counts
+    as much as four trials.
+    """
+    both = [n for n in rungs[-1] if n in rungs[0] and chance(n) < SPARED]
+    count = len(both)
+    agreed = (_above([rungs[0][n] for n in both]) * _above([rungs[-1][n] for n in both])).sum()
+    tau = float(agreed) / (count * (count - 1)) if count > 1 else 0.0
+    return max(0.0, (tau * count + 0.5 * 4) / (count + 4))
+
+
+def spared(trusted: float) -> float:
+    """Share of trials that only the last rung may stop: more, the less the early ones foretell."""
+    return max(0.05, (1 - trusted) ** 2)
+
+
+def _above(losses_N: Sequence[float]) -> NDArray[np.int64]:
+    """For each pair of losses 1, 0 or -1; infinite ones are alike."""
+    column = np.array(losses_N, dtype=np.float64)[:, None]
+    return (column > column.T).astype(np.int64) - (column < column.T)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from raymlc.search.encoding import Encoding, Floats, union, without_unasked
 from raymlc.search.gaussian import GaussianProcess, log_expected_improvement
-from raymlc.search.rungs import CONFIG, fractions, losses, order
+from raymlc.search.rungs import CONFIG, fractions, losses, order, trust
 
 _ANYWHERE, _NEAR = 200, 300  # candidates of a proposal: in the whole space; near the best trials
 _BEST = 10  # trials that candidates are drawn near to
@@ -80,8 +80,8 @@ class RungSampler(optuna.samplers.BaseSampler):
         encoding = Encoding(search_space)
         trials = [other for other in study.get_trials(deepcopy=False) if other.params]
         points = self._points(encoding, trials)
-        ranked = order(losses(trials, self._fractions, self._longest, study.direction))
-        ranked = [number for number in ranked if number in points]
+        rungs = losses(trials, self._fractions, self._longest, study.direction)
+        ranked = [number for number in order(rungs) if number in points]
         if len(trials) < self._startup or len(ranked) < self._startup // 2:
             return encoding.values(self._far(encoding, np.stack(list(points.values()))))
         waiting = [
@@ -89,9 +89,7 @@ class RungSampler(optuna.samplers.BaseSampler):
             for other in trials
             if not other.state.is_finished() and other.number not in ranked
         ]
-        return encoding.values(
-            self._best(encoding, np.stack([points[number] for number in ranked]), waiting)
-        )
+        return encoding.values(self._best(encoding, *self._judged(rungs, ranked, points), waiting))
 
     def _points(self, encoding: Encoding, trials: Sequence[FrozenTrial]) -> dict[int, Floats]:
         """Every trial's point, by its number. Those of trials that asked all are kept for later."""
@@ -114,15 +112,38 @@ class RungSampler(optuna.samplers.BaseSampler):
         apart = apart - encoding.columns(seen_NP)[None]
         return np.asarray(candidates[(apart**2).sum(2).min(1).argmax()])
 
-    def _best(self, encoding: Encoding, ranked_NP: Floats, waiting: Sequence[Floats]) -> Floats:
-        """The candidate of the greatest expected improvement. ranked_NP: the best first."""
+    def _judged(
+        self,
+        rungs: Sequence[Mapping[int, float]],
+        ranked: Sequence[int],
+        points: Mapping[int, Floats],
+    ) -> tuple[Floats, Floats]:
+        """The points and their values, the best first: normal scores of the ranks.
+
+        Values of trials that were seen at early rungs only are drawn to the middle, the more, the
+        less those rungs foretell the last one before the end.
+        """
         normal = NormalDist()
-        count = len(ranked_NP)
+        count = len(ranked)
+        trusted = trust(rungs[:-1])
         values_N = np.array([normal.inv_cdf(1 - (at + 0.5) / count) for at in range(count)])
+        values_N *= [1.0 if number in rungs[-2] else trusted for number in ranked]
+        best_first = np.argsort(-values_N, kind="stable")
+        return np.stack([points[ranked[at]] for at in best_first]), values_N[best_first]
+
+    def _best(
+        self,
+        encoding: Encoding,
+        ranked_NP: Floats,
+        values_N: Floats,
+        waiting: Sequence[Floats],
+    ) -> Floats:
+        """The candidate of the greatest expected improvement. ranked_NP: the best first."""
+        count = len(ranked_NP)
         kept = self._kept(count)
         points_NC = encoding.columns(ranked_NP[kept])
         values_N = values_N[kept] - values_N[kept].mean()
-        values_N /= values_N.std()
+        values_N /= max(float(values_N.std()), 1e-9)
         process = self._fitted(encoding, points_NC, values_N, count)
         process.observe(points_NC, values_N)
         waiting_WC = encoding.columns(np.array(waiting).reshape(-1, len(encoding.names)))

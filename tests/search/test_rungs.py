@@ -1,13 +1,26 @@
 """Trials of any length and age are compared at the same share of their own run."""
 
 import math
+from collections.abc import Callable
 
 import optuna
 import pytest
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from raymlc.search.rungs import CONFIG, REASON, fractions, losses, order, reached, rung_epoch
+from raymlc.search.rungs import (
+    CONFIG,
+    REASON,
+    SPARED,
+    chance,
+    fractions,
+    losses,
+    order,
+    reached,
+    rung_epoch,
+    spared,
+    trust,
+)
 
 
 def trial(
@@ -108,6 +121,37 @@ def test_trials_are_ranked_by_the_latest_rung_at_which_they_can_be_compared(
     rungs: list[dict[int, float]], expected: list[int]
 ) -> None:
     assert order(rungs) == expected
+
+
+def test_any_stretch_of_trials_has_its_share_of_lots() -> None:
+    for first in (0, 1000, 12345):
+        drawn = [chance(number) for number in range(first, first + 40)]
+        assert abs(sum(lot < SPARED for lot in drawn) / 40 - SPARED) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("high", "low_bound", "high_bound"),
+    [(lambda x: x, 0.9, 1.0), (lambda x: -x, 0.0, 0.0), (lambda x: (7 * x) % 1.0, 0.0, 0.4)],
+)
+def test_early_rungs_are_trusted_as_far_as_they_foretold_the_last_one(
+    high: Callable[[float], float], low_bound: float, high_bound: float
+) -> None:
+    low = {number: chance(3 * number + 1) for number in range(200)}
+    last = {number: high(loss) for number, loss in low.items() if chance(number) < SPARED}
+    assert low_bound <= trust([low, last]) <= high_bound
+
+
+def test_trust_is_a_half_at_first_and_is_not_moved_by_trials_that_passed_by_their_worth() -> None:
+    assert trust([{}, {}]) == 0.5
+    spared_ones = {number: math.inf for number in range(40) if chance(number) < SPARED}
+    assert trust([spared_ones, spared_ones]) < 0.2  # ties foretell nothing
+    chosen = [number for number in range(40) if chance(number) >= SPARED]
+    assert trust([{n: float(n) for n in chosen}, {n: -float(n) for n in chosen}]) == 0.5
+
+
+def test_the_less_early_rungs_are_trusted_the_more_trials_are_spared_them() -> None:
+    shares = [spared(trusted) for trusted in (0.0, 0.5, 0.7, 1.0)]
+    assert shares == [1.0, 0.25, pytest.approx(0.09), 0.05]
 
 
 def minimize() -> StudyDirection:
