@@ -109,13 +109,15 @@ class TuneOptions(RunOptions):
     """Python file with space(trial) -> TrialConfig. Default: lr, drop_rate, drop_path_rate, gc."""
     trials: int = 12
     """How many trials the sweep shall have in all, failed ones included."""
-    sampler: SamplerName = "rungs"
-    """How trials are proposed: rungs, raymlc's Bayesian optimisation, which learns from trials of
-    every age; at random; or by Optuna's TPE, GP, CMA-ES, quasi-random or NSGA-II."""
-    pruner: PrunerName = "rungs"
-    """When a trial is stopped early. rungs: after 1/27, 1/9 and 1/3 of its own epochs, unless it is
-    among the best third of those that came so far; asha: Optuna's halving, which keeps the better
-    half after a fifth of the epochs and at each doubling; Optuna's hyperband, median, wilcoxon."""
+    sampler: SamplerName = "tpe"
+    """How trials are proposed: by Optuna's TPE (multivariate, over groups), at random, by its GP,
+    CMA-ES, quasi-random or NSGA-II; rungs is raymlc's own Bayesian optimisation, which learns from
+    trials of every age, finished or not."""
+    pruner: PrunerName = "asha"
+    """When a trial is stopped early. asha: Optuna's halving, which keeps the better half after a
+    fifth of the epochs and at each doubling; Optuna's hyperband, median, wilcoxon; rungs: after
+    1/27, 1/9 and 1/3 of its own epochs, unless it is among the best third of those that came so
+    far."""
     seed: int = 0
     """Of the proposals; a trial's own is its field seed."""
     concurrency: int | None = None
