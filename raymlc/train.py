@@ -50,19 +50,20 @@ def _train(options: TrainOptions, folder: Path, console: Console) -> int:
     config.check_heads(table.labels.names)
     prepare_environment(own_ray=options.address is None)
     # torch and timm take seconds to import: only once the words are known to be right.
-    from raymlc.cluster.single import train_trial
+    from raymlc.cluster.single import check_trial, train_trial
     from raymlc.model.loss import loss_of
     from raymlc.training.metrics import check_metric_of
 
     check_metric_of(options.metric, table.labels)
     for head in table.labels.heads:
         loss_of(config, head)
+    steps = check_trial(options, folder, config, table, console)
 
     if not options.resume:
         text = json.dumps(config.to_dict(), indent=1)
         (folder / TRIAL_FILE).write_text(text + "\n", encoding="utf-8")
     options.save(folder / OPTIONS_FILE)
-    return train_trial(options, folder, config, table, console)
+    return train_trial(options, folder, config, table, steps, console)
 
 
 def _trial_of(options: TrainOptions, folder: Path) -> TrialConfig:

@@ -17,7 +17,9 @@ from raymlc.data.batches import check_batch_size, steps_per_epoch
 from raymlc.data.store import open_split
 from raymlc.data.table import Table
 from raymlc.errors import UserError
+from raymlc.model.network import build_network
 from raymlc.model.start import start_lines
+from raymlc.optim.build import build_optimizer
 from raymlc.options import TrainOptions
 from raymlc.training.checkpoint import load_history, read_score
 from raymlc.training.metrics import majority_accuracy
@@ -28,25 +30,50 @@ from raymlc.watch.tensorboard import EventFile
 from raymlc.watch.training import TrainingLines, table_of_heads
 
 
-def train_trial(
+def check_trial(
     options: TrainOptions, folder: Path, config: TrialConfig, table: Table, console: Console
 ) -> int:
-    """Train a trial in its folder and say how it goes: 0 well, 1 failed, 130 Ctrl-C.
+    """Build what the trial trains, and decode its images; the number of steps in an epoch.
 
-    Raises UserError for images, weights or a Ray that cannot be had.
+    In this order, since a wrong name is known in a second and the images may take an hour.
+    Raises UserError for names, weights or images that cannot be had, and for a batch_size that fits
+    neither rows nor workers.
     """
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    begun = bool(load_history(folder / LAST))
+    build_optimizer(config, build_network(config, table.labels, fetch=not begun))
+    steps = 0
     for name in ("train", "val"):
+        split = table.splits[name]
         images = open_split(
-            table.splits[name],
-            config.image_size,
-            options.cache,
-            options.broken_images,
-            partial(track, console),
+            split, config.image_size, options.cache, options.broken_images, partial(track, console)
         )
+        if images.skipped:
+            console.print(
+                f"{images.skipped} rows of {split.csv.name} left out: their images cannot be read",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
+            )
         if name == "train":
             check_batch_size(config.batch_size, len(images), options.workers)
             steps = steps_per_epoch(len(images), config.batch_size)
+    return steps
+
+
+def train_trial(
+    options: TrainOptions,
+    folder: Path,
+    config: TrialConfig,
+    table: Table,
+    steps: int,
+    console: Console,
+) -> int:
+    """Train a trial in its folder and say how it goes: 0 well, 1 failed, 130 Ctrl-C.
+
+    steps: of an epoch, as `check_trial` counts them.
+    Raises UserError for a Ray that cannot be had.
+    """
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
     for line in start_lines(config.weights, table.labels):
         say(line)
     say(f"the training is kept in {folder}")

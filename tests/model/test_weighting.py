@@ -6,7 +6,6 @@ B images, P pixels, F features, H heads, K classes of a head.
 import io
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from operator import methodcaller
 from typing import Any
 
@@ -14,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from raymlc.labels import MISSING, Head, Labels
 from raymlc.model.loss import HeadLosses, summed_loss
 from raymlc.model.weighting import TaskWeighting
 from raymlc.trial import TrialConfig
+from tests.no_waiting import no_waiting
 
 CPU = torch.device("cpu")
 SIZES = {"color": 3, "side": 2, "article": 9}
@@ -495,30 +494,6 @@ def test_a_stored_weighting_goes_on_to_the_same_bits(name: str) -> None:
     states = weighting.state_dict(), resumed.state_dict()
     for key in ("learnt", "first"):
         assert torch.equal(states[0][key], states[1][key])
-
-
-class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses to read a tensor's values, and to copy a list to the device."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        waiting = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "lift_fresh")
-        if func.overloadpacket.__name__ in waiting:
-            raise AssertionError(f"{func} waits for the device")
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch, NoWaiting():  # type: ignore[no-untyped-call]
-        for name in ("item", "tolist", "numpy"):
-            patch.setattr(torch.Tensor, name, refuse)
-        yield
-
-
-def refuse(*_: Any) -> None:
-    raise AssertionError("waits for the device")
 
 
 @pytest.mark.parametrize(

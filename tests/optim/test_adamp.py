@@ -2,7 +2,6 @@
 
 import copy
 import io
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,11 +10,11 @@ import timm
 import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import raymlc.optim.adamp as adamp
 from raymlc.errors import UserError
 from raymlc.optim.adamp import AdamP
+from tests.benchmarks.adamp import CallCounter
 
 
 @pytest.fixture(autouse=True)
@@ -106,25 +105,6 @@ def timm_adamp(
         nesterov=nesterov,
     )
     return optimizer
-
-
-class CallCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the ATen calls made while it is entered."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func.namespace == "aten":
-            self.calls[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("wd_ratio", "nesterov"), [(0.01, True), (0.1, False)])

@@ -5,7 +5,6 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import torch.multiprocessing
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import raymlc.training.loop as loop
 from raymlc.cluster.worker import Job, TrialRunner
@@ -38,6 +36,7 @@ from raymlc.training.loop import Diverged, fit
 from raymlc.training.metrics import reported_metrics
 from raymlc.training.state import Training
 from raymlc.trial import FIELDS, TrialConfig
+from tests.no_waiting import no_waiting
 
 CPU = torch.device("cpu")
 SplitMaker = Callable[..., ImageSplit]
@@ -236,39 +235,42 @@ def test_four_epochs_are_two_and_then_two_in_another_process_to_the_bit(
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][key][name]))
 
 
-class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses whatever must read a tensor's values, for which a GPU would be waited for."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        waiting = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
-        if func.overloadpacket.__name__ in waiting:
-            raise AssertionError(f"{func} waits for the device")
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """As NoWaiting; and the methods that read values without being dispatched are refused too."""
-    with pytest.MonkeyPatch.context() as patch, NoWaiting():  # type: ignore[no-untyped-call]
-        for name in ("item", "tolist", "numpy"):
-            patch.setattr(torch.Tensor, name, refuse)
-        yield
-
-
-def refuse(*_: Any) -> None:
-    raise AssertionError("waits for the device")
-
-
-# The step counters of torch's own AdamW lie on the CPU, and are read there.
-@pytest.mark.parametrize("optimizer", ["adamp", "sgd"])
+# Whatever adds work to a step. The step counters of torch's own AdamW lie on the CPU, and are read
+# there. That the making of a batch waits for nothing is shown in test_batches and test_augment.
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": "sgd", "gc": True},
+        {"gc": True, "gc_conv_only": True},
+        {"optimizer": "lookahead_sgd"},
+        {"clip_grad": 1.0},
+        {"clip_grad": 1.0, "clip_mode": "value"},
+        {"clip_grad": 1.0, "clip_mode": "agc"},
+        {"mixup_alpha": 1.0, "cutmix_alpha": 1.0},
+        {"task_weighting": "uncertainty"},
+        {"task_weighting": "gradnorm"},
+        {"head_weights": {"color": 2.0}},
+        {"loss": "focal", "class_weighting": "effective"},
+        {"loss": "asymmetric", "class_weighting": "inverse"},
+        {"ema_decay": 0.0},
+        {"ema_decay": 0.9999},
+        {"freeze_epochs": 1},
+        {"micro_batch_size": 3, "task_weighting": "gradnorm"},
+        {"precision": "bf16"},
+        {"randaug_ops": 2, "erasing_prob": 0.9, "erasing_count": 3},
+        {"autoaugment": True, "color_jitter": 0.4},
+        {"augmix": True},
+        {"augment": False},
+    ],
+    ids=str,
+)
 def test_nothing_in_a_step_waits_for_the_device(
     config: TrialConfig,
     labels: Labels,
     train: ImageSplit,
     val: ImageSplit,
-    optimizer: str,
+    changes: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     steps = 0
@@ -286,7 +288,7 @@ def test_nothing_in_a_step_waits_for_the_device(
         return opened[-1]
 
     monkeypatch.setattr(loop, "training_batches", watched_batches)
-    config = config.replace({"optimizer": optimizer, "clip_grad": 1.0, "epochs": 1})
+    config = config.replace({"epochs": 1, **changes})
     try:
         trained(config, labels, train, val)
     finally:

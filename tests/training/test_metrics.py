@@ -6,11 +6,9 @@ Shapes: B images, N rows, K classes of a head, C those and the ones that trainin
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from operator import methodcaller
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +27,6 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from raymlc.errors import UserError
 from raymlc.labels import MISSING, Head, Labels, Targets
@@ -44,6 +41,7 @@ from raymlc.training.metrics import (
     majority_accuracy,
     reported_metrics,
 )
+from tests.no_waiting import no_waiting
 
 CPU = torch.device("cpu")
 ROWS = 60
@@ -407,34 +405,6 @@ def test_a_matrix_has_at_most_a_thousand_rows(classes: int, unseen: int, kept: b
     counts = counts_of(torch.zeros(1, classes), torch.tensor([0]), unseen)
     assert ("head" in counts.confusion()) is kept
     assert all(tensor.numel() <= 1_000_000 for tensor in counts.tensors())
-
-
-class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses whatever must read a tensor's values, for which a GPU would be waited for."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        waiting = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "bincount")
-        name = func.overloadpacket.__name__
-        index = args[1] if name in ("index", "index_put_") else ()
-        masked = any(part is not None and part.dtype == torch.bool for part in index)
-        if name in waiting or masked:
-            raise AssertionError(f"{func} waits for the device")
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """As NoWaiting; and the methods that read values without being dispatched are refused too."""
-    with pytest.MonkeyPatch.context() as patch, NoWaiting():  # type: ignore[no-untyped-call]
-        for name in ("item", "tolist", "numpy"):
-            patch.setattr(torch.Tensor, name, refuse)
-        yield
-
-
-def refuse(*_: Any) -> None:
-    raise AssertionError("waits for the device")
 
 
 @pytest.mark.parametrize("multi_hot", [False, True])
