@@ -110,6 +110,8 @@ def check_words(options: RunOptions) -> dict[str, Any]:
             raise UserError(f"--{name.replace('_', '-')} must be at least 0, but is {value}")
     if options.workers < 1:
         raise UserError(f"--workers must be at least 1, but is {options.workers}")
+    if options.classes and not options.classes.is_file():
+        raise UserError(f"--classes must name a CSV file, but {options.classes} is not one")
     if options.data:
         header = read_header(options.data)
         check_metric(options.metric, choose_heads(header, options.heads, options.data.name))
@@ -130,7 +132,7 @@ def read_data(options: RunOptions, console: Console) -> Table:
             console.print(f"drawing the built-in data set in {data}", highlight=False)
         draw_demo(data)
         check_metric(options.metric, choose_heads(read_header(data), options.heads, "train.csv"))
-    table = read_table(data, options.heads, options.val_fraction)
+    table = read_table(data, options.heads, options.val_fraction, options.classes)
     _check_metric_has_labels(options.metric, table)
     return table
 

@@ -14,7 +14,7 @@ from raymlc.data.store import DEFAULT_CACHE, BrokenImages
 from raymlc.errors import UserError
 from raymlc.search.study import PrunerName, SamplerName
 
-_OF_THE_DATA = ("data", "heads", "metric", "val_fraction")  # which a resumption keeps
+_OF_THE_DATA = ("data", "heads", "classes", "metric", "val_fraction")  # which a resumption keeps
 _Options = TypeVar("_Options", bound="RunOptions")
 
 
@@ -27,6 +27,9 @@ class RunOptions:
     relative to it, and a column for each head. Without it, a built-in data set is drawn."""
     heads: tuple[str, ...] = ()
     """The columns to predict. Default: all but image_path."""
+    classes: Path | None = None
+    """CSV with the columns of the heads, whose labels are classes even where no training row has
+    them. Default: the classes are those of the training rows."""
     metric: str = "val/accuracy"
     """What the best is chosen by: val/accuracy, val/balanced_accuracy, val/macro_f1, val/loss or
     another of validation's, over all heads or of one, such as val/accuracy/color."""
@@ -140,7 +143,7 @@ class TrainOptions(RunOptions):
     """Keep for each head the checkpoint that was best for it, too."""
 
 
-_PATHS = ("data", "space", "trial", "weights", "output", "cache")
+_PATHS = ("data", "classes", "space", "trial", "weights", "output", "cache")
 
 
 def _lasting(path: Path) -> Path:

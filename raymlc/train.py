@@ -57,13 +57,13 @@ def _train(options: TrainOptions, folder: Path, console: Console) -> int:
     check_metric_of(options.metric, table.labels)
     for head in table.labels.heads:
         loss_of(config, head)
-    steps = check_trial(options, folder, config, table, console)
+    steps, seen = check_trial(options, folder, config, table, console)
 
     if not options.resume:
         text = json.dumps(config.to_dict(), indent=1)
         (folder / TRIAL_FILE).write_text(text + "\n", encoding="utf-8")
     options.save(folder / OPTIONS_FILE)
-    return train_trial(options, folder, config, table, steps, console)
+    return train_trial(options, folder, config, table, steps, seen, console)
 
 
 def _trial_of(options: TrainOptions, folder: Path) -> TrialConfig:

@@ -20,10 +20,10 @@ from raymlc.validate import main as validate
 
 ROOT = Path(__file__).parents[1]
 TUNE = {
-    "--address", "--broken-images", "--cache", "--concurrency", "--cpus-per-worker", "--data",
-    "--gpus-per-worker", "--heads", "--metric", "--name", "--output", "--pruner", "--resume",
-    "--sampler", "--seed", "--set", "--space", "--trainer", "--trials", "--val-fraction",
-    "--verbose", "--weights", "--workers",
+    "--address", "--broken-images", "--cache", "--classes", "--concurrency", "--cpus-per-worker",
+    "--data", "--gpus-per-worker", "--heads", "--metric", "--name", "--output", "--pruner",
+    "--resume", "--sampler", "--seed", "--set", "--space", "--trainer", "--trials",
+    "--val-fraction", "--verbose", "--weights", "--workers",
 }  # fmt: skip
 TRAIN = TUNE - {"--concurrency", "--pruner", "--sampler", "--seed", "--space", "--trials"} | {
     "--keep", "--keep-heads", "--trial",

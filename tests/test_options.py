@@ -16,6 +16,7 @@ FULL = TuneOptions(
     space=Path("/some/space.py"),
     trials=7,
     metric="val/loss/color",
+    classes=Path("/some/all.csv"),
     heads=("color", "größe"),
     fixed=("lr=0.1", "epochs=3"),
     weights=Path("/some/weights.safetensors"),
@@ -115,6 +116,7 @@ def test_options_of_another_release_are_refused(tmp_path: Path) -> None:
         ("heads", ("color",)),
         ("metric", "val/accuracy"),
         ("val_fraction", 0.2),
+        ("classes", Path("/other/all.csv")),
     ],
 )
 def test_a_resumed_sweep_keeps_its_data_heads_and_metric(name: str, value: Any) -> None:
@@ -127,7 +129,8 @@ def test_a_resumed_sweep_keeps_its_data_heads_and_metric(name: str, value: Any) 
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in ("data", "heads", "metric", "val_fraction")]
+    "name",
+    [name for name in NAMES if name not in ("data", "heads", "classes", "metric", "val_fraction")],
 )
 def test_a_resumed_sweep_may_change_any_other_option(name: str) -> None:
     dataclasses.replace(FULL, **{name: getattr(TuneOptions(), name)}).check_kept(FULL)

@@ -102,6 +102,17 @@ def test_the_event_file_holds_the_rows_of_summary_csv(whole: tuple[Path, str]) -
 
 
 @pytest.mark.slow
+def test_the_event_file_shows_training_images_as_the_network_sees_them(
+    whole: tuple[Path, str],
+) -> None:
+    events = EventAccumulator(str(whole[0]))
+    events.Reload()
+    assert events.Tags()["images"]
+    (image, *_) = events.Images(events.Tags()["images"][0])
+    assert (image.width, image.height) == (32, 32)
+
+
+@pytest.mark.slow
 def test_the_best_epochs_are_kept_and_the_best_of_each_head(whole: tuple[Path, str]) -> None:
     folder, rows = whole[0], rows_of(whole[0])
     ranked = sorted(rows, key=lambda row: -float(row["val/accuracy"]))

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from raymlc.cluster.images import open_images
 from raymlc.cluster.sweep import Resources, place, ray_session, run_sweep
 from raymlc.cluster.worker import Job
 from raymlc.data.batches import check_batch_size
-from raymlc.data.store import open_split
 from raymlc.data.table import Table
 from raymlc.model.network import build_network
 from raymlc.model.start import start_lines
@@ -24,7 +24,7 @@ from raymlc.search.study import Row, StudyBook, open_study
 from raymlc.training.metrics import majority_accuracy
 from raymlc.training.run import BEST
 from raymlc.trial import TrialConfig
-from raymlc.watch.progress import table_of_trials, track, write_summary
+from raymlc.watch.progress import table_of_trials, write_summary
 from raymlc.watch.recorder import Recorder, trial_folder
 
 STUDY_FILE, SUMMARY_FILE = "study.journal", "summary.csv"  # in a sweep's folder
@@ -33,32 +33,27 @@ STUDY_FILE, SUMMARY_FILE = "study.journal", "summary.csv"  # in a sweep's folder
 def check_trials(
     options: TuneOptions, configs: Sequence[TrialConfig], table: Table, console: Console
 ) -> None:
-    """Decode the images, and build every kind of network that a space may ask for, once.
+    """Build every kind of network that a space may ask for, once, and decode the images.
 
-    Raises UserError for a broken image, a batch_size that fits neither rows nor workers, and a
-    backbone, weights or optimizer that cannot be had: before Ray starts and a GPU is taken.
+    In this order, since a wrong name is known in seconds and the images may take an hour.
+    Raises UserError for a backbone, weights or optimizer that cannot be had, a broken image, and a
+    batch_size that fits neither rows nor workers: before Ray starts and a GPU is taken.
     """
-    for image_size in {config.image_size for config in configs}:
-        for name in ("train", "val"):
-            images = open_split(
-                table.splits[name],
-                image_size,
-                options.cache,
-                options.broken_images,
-                partial(track, console),
-            )
-            if name == "train":
-                for config in configs:
-                    check_batch_size(config.batch_size, len(images), options.workers)
     kinds = {
         (c.backbone, c.pretrained, c.weights, c.image_size, c.drop_path_rate > 0, c.optimizer): c
         for c in configs
     }
+    for config in kinds.values():
+        build_optimizer(config, build_network(config, table.labels))
     for weights in dict.fromkeys(config.weights for config in configs):
         for line in start_lines(weights, table.labels):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
-    for config in kinds.values():
-        build_optimizer(config, build_network(config, table.labels))
+    for image_size in {config.image_size for config in configs}:
+        for name in ("train", "val"):
+            images = open_images(options, table, name, image_size, console)
+            if name == "train":
+                for config in configs:
+                    check_batch_size(config.batch_size, len(images), options.workers)
 
 
 def launch(

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
+from raymlc.cluster.images import open_images
 from raymlc.cluster.worker import FAILURES, Job, TrialFailed, TrialRunner, failure_line
-from raymlc.data.batches import check_batch_size, steps_per_epoch
-from raymlc.data.store import open_split
+from raymlc.data.batches import check_batch_size, steps_per_epoch, training_batches
 from raymlc.data.table import Table
 from raymlc.errors import UserError
 from raymlc.model.network import build_network
@@ -24,40 +25,35 @@ from raymlc.options import TrainOptions
 from raymlc.training.checkpoint import load_history, read_score
 from raymlc.training.metrics import majority_accuracy
 from raymlc.training.run import BEST, LAST, SUMMARY, Keep
+from raymlc.training.state import normalization_of
 from raymlc.trial import TrialConfig
-from raymlc.watch.progress import track
 from raymlc.watch.tensorboard import EventFile
 from raymlc.watch.training import TrainingLines, table_of_heads
+
+_SHOWN = 16  # training images in TensorBoard
 
 
 def check_trial(
     options: TrainOptions, folder: Path, config: TrialConfig, table: Table, console: Console
-) -> int:
-    """Build what the trial trains, and decode its images; the number of steps in an epoch.
+) -> tuple[int, Tensor]:
+    """Build what the trial trains, and decode its images.
 
     In this order, since a wrong name is known in a second and the images may take an hour.
+    Returns the number of steps in an epoch, and uint8 training images (B, 3, H, W) as the network
+    will see such, augmented.
     Raises UserError for names, weights or images that cannot be had, and for a batch_size that fits
     neither rows nor workers.
     """
     begun = bool(load_history(folder / LAST))
-    build_optimizer(config, build_network(config, table.labels, fetch=not begun))
-    steps = 0
-    for name in ("train", "val"):
-        split = table.splits[name]
-        images = open_split(
-            split, config.image_size, options.cache, options.broken_images, partial(track, console)
-        )
-        if images.skipped:
-            console.print(
-                f"{images.skipped} rows of {split.csv.name} left out: their images cannot be read",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
-            )
-        if name == "train":
-            check_batch_size(config.batch_size, len(images), options.workers)
-            steps = steps_per_epoch(len(images), config.batch_size)
-    return steps
+    network = build_network(config, table.labels, fetch=not begun)
+    build_optimizer(config, network)
+    train = open_images(options, table, "train", config.image_size, console)
+    open_images(options, table, "val", config.image_size, console)
+    check_batch_size(config.batch_size, len(train), options.workers)
+    normalization = normalization_of(network, config.normalization)
+    batch = next(training_batches(train, config, normalization, torch.device("cpu"), epoch=0))
+    seen = normalization.pixels(batch.images_BCHW[:_SHOWN])
+    return steps_per_epoch(len(train), config.batch_size), seen
 
 
 def train_trial(
@@ -66,11 +62,12 @@ def train_trial(
     config: TrialConfig,
     table: Table,
     steps: int,
+    seen: Tensor,
     console: Console,
 ) -> int:
     """Train a trial in its folder and say how it goes: 0 well, 1 failed, 130 Ctrl-C.
 
-    steps: of an epoch, as `check_trial` counts them.
+    steps, seen: as `check_trial` returns them.
     Raises UserError for a Ray that cannot be had.
     """
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
@@ -94,6 +91,7 @@ def train_trial(
         Keep(options.keep, options.keep_heads),
     )
     events = EventFile(folder)
+    events.images("train/images", seen)
     failure = ""
     try:
         with closing(_epochs(options, job, config, lines)) as epochs:

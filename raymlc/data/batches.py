@@ -38,6 +38,11 @@ class Normalization:
         mean_C11, std_C11 = _on_device(self, images_BCHW.device)
         return (images_BCHW - mean_C11).div_(std_C11)
 
+    def pixels(self, images_BCHW: Tensor) -> Tensor:
+        """Normalised images as uint8 ones again, for people to look at."""
+        mean_C11, std_C11 = _on_device(self, images_BCHW.device)
+        return (images_BCHW * std_C11 + mean_C11).round_().clamp_(0, 255).to(torch.uint8)
+
 
 @lru_cache
 def _on_device(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -79,12 +79,18 @@ def choose_heads(header: Sequence[str], heads: Sequence[str], csv_name: str) -> 
     return tuple(heads) or tuple(columns)
 
 
-def read_table(data: Path, heads: Sequence[str] = (), val_fraction: float = 0.2) -> Table:
+def read_table(
+    data: Path,
+    heads: Sequence[str] = (),
+    val_fraction: float = 0.2,
+    classes: Path | None = None,
+) -> Table:
     """Read every split of the table at `data`, and check that each image file is there.
 
     Cells are text as written: `NA`, `None` and `01` are labels; only an empty cell is missing.
     Image paths are relative to the CSV's folder. A table without val.csv sets aside
-    `val_fraction` of its training rows, the same rows each time.
+    `val_fraction` of its training rows, the same rows each time. classes: a CSV with the columns of
+    the heads, whose labels are classes beside those of the training rows.
     Raises UserError for an empty table, a missing column or a missing image, naming its row.
     """
     train_csv = _train_csv(data)
@@ -100,7 +106,12 @@ def read_table(data: Path, heads: Sequence[str] = (), val_fraction: float = 0.2)
     if "val" not in frames:
         frames["train"], frames["val"] = _set_aside(frames["train"], val_fraction, train_csv)
 
-    labels = Labels.learn({name: frames["train"][name].tolist() for name in names})
+    cells = {name: frames["train"][name].tolist() for name in names}
+    if classes is not None:
+        listed = _read(classes, needs_images=False)
+        choose_heads((IMAGE_COLUMN, *listed.columns), names, classes.name)
+        cells = {name: cells[name] + listed[name].tolist() for name in names}
+    labels = Labels.learn(cells)
     splits = {split: _split(frame, files[split], labels) for split, frame in frames.items()}
     for part in splits.values():
         _check_images(part)
@@ -128,7 +139,7 @@ def _train_csv(data: Path) -> Path:
     return csv
 
 
-def _read(csv: Path, rows: int | None = None) -> pd.DataFrame:
+def _read(csv: Path, rows: int | None = None, needs_images: bool = True) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             # Of rows longer than the header pandas drops the end, and warns; without index_col it
@@ -152,7 +163,7 @@ def _read(csv: Path, rows: int | None = None) -> pd.DataFrame:
         raise UserError(
             f"{csv.name} must be a table in UTF-8 with a header line: {reason}"
         ) from error
-    if IMAGE_COLUMN not in frame.columns:
+    if needs_images and IMAGE_COLUMN not in frame.columns:
         way_out = did_you_mean(IMAGE_COLUMN, frame.columns, "name the images' column so")
         way_out = way_out.replace("did you mean", "rename") if "did you" in way_out else way_out
         raise UserError(

@@ -1,4 +1,7 @@
-"""Event files: a run a trial, tags named as the metrics are."""
+"""Event files: a run a trial, tags named as the metrics are.
+
+Shapes: B images, C = 3 channels, H and W pixels.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -31,6 +35,11 @@ class EventFile:
             if tag != "epoch" and not math.isnan(value):
                 self._writer.add_scalar(tag, value, step)
         self._writer.flush()
+
+    def images(self, tag: str, images_BCHW: Tensor) -> None:
+        """Write uint8 images, before the first epoch."""
+        with SummaryWriter(str(self._folder)) as writer:
+            writer.add_images(tag, images_BCHW, 0)
 
     def end(self, params: Mapping[str, Any], best: Mapping[str, float]) -> None:
         """Write the parameters against the metrics of the stored checkpoint, and close."""

@@ -323,3 +323,22 @@ def test_rows_are_taken_by_place_with_all_that_they_hold(tiny_table: Path) -> No
     assert taken.rows == (8, 3)
     assert taken.images == (split.images[7], split.images[2])
     assert taken.targets.values_NT.tolist() == split.targets.values_NT[[7, 2]].tolist()
+
+
+def test_a_class_list_adds_classes_that_no_training_row_has(tiny_table: Path) -> None:
+    plain = read_table(tiny_table).labels
+    listed = tiny_table / "all.csv"
+    listed.write_text("marks,shape,code\nstar|dot,bent,2\n,flat,\n", encoding="utf-8")
+    table = read_table(tiny_table, classes=listed)
+    for head, before in zip(table.labels.heads, plain.heads, strict=True):
+        new = {"shape": "bent", "code": "2", "marks": "star"}[head.name]
+        assert set(head.classes) == {*before.classes, new}
+        assert table.splits["val"].targets.unseen[head.name] == ()
+
+
+def test_a_class_list_without_a_heads_column_is_refused(tiny_table: Path) -> None:
+    listed = tiny_table / "all.csv"
+    listed.write_text("shape,cod\nflat,1\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"head .code. is not a column of all\.csv") as error:
+        read_table(tiny_table, classes=listed)
+    assert "did you mean 'cod'" in str(error.value)

@@ -1,0 +1,33 @@
+"""The decoded images of a run's table, opened where the run begins."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from rich.console import Console
+
+from raymlc.data.store import ImageSplit, open_split
+from raymlc.data.table import Table
+from raymlc.options import RunOptions
+from raymlc.watch.progress import track
+
+
+def open_images(
+    options: RunOptions, table: Table, name: str, image_size: int, console: Console
+) -> ImageSplit:
+    """A split's images, decoded if nobody has yet; rows that are left out are counted aloud.
+
+    Raises UserError as `open_split` does.
+    """
+    split = table.splits[name]
+    images = open_split(
+        split, image_size, options.cache, options.broken_images, partial(track, console)
+    )
+    if images.skipped:
+        console.print(
+            f"{images.skipped} rows of {split.csv.name} left out: their images cannot be read",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+    return images
