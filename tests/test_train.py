@@ -109,7 +109,7 @@ def test_the_event_file_shows_training_images_as_the_network_sees_them(
     events.Reload()
     assert events.Tags()["images"]
     (image, *_) = events.Images(events.Tags()["images"][0])
-    assert (image.width, image.height) == (32, 32)
+    assert (image.width, image.height) == (8 * 32, 2 * 32)  # 16 pictures of 32 pixels
 
 
 @pytest.mark.slow
