@@ -1,4 +1,4 @@
-"""What a command that uses checkpoints does around its work: its options, its errors, its files."""
+"""What a command does around its work: its options, its errors, the files that it writes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TextIO, TypeVar, cast
 
 import tyro
 from rich.console import Console
@@ -23,23 +23,40 @@ def run_door(
     work: Callable[[_Options], int],
     arguments: Sequence[str] | None,
 ) -> int:
-    """Read a command's options and do its work: its exit code.
+    """Read a command's options and do its work: its exit code, as of `guarded`."""
+    return guarded(lambda: work(parse(kind, name, arguments)))
 
-    2 for wrong input, said in a line; 130 after Ctrl-C; 1 where nobody reads on what it prints.
+
+def parse(
+    kind: type[_Options],
+    name: str,
+    arguments: Sequence[str] | None,
+    default: _Options | None = None,
+) -> _Options:
+    """The options of a command line, those that it leaves out from `default` or else the class."""
+    options = tyro.cli(
+        kind,
+        prog=f"python -m raymlc.{name}",
+        args=arguments,
+        default=default,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    return cast(_Options, options)  # None is no default of tyro's, and no answer
+
+
+def guarded(work: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """Do a command's work: its exit code.
+
+    2 for wrong input, said in a line; 130 after Ctrl-C, where `interrupted` is said; 1 where nobody
+    reads on what it prints.
     """
     try:
-        options = tyro.cli(
-            kind,
-            prog=f"python -m raymlc.{name}",
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-        return work(options)
+        return work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Else Python would say so again when it flushes its output at the end.

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
 from filelock import FileLock, Timeout
 from rich.console import Console
 
 from raymlc.data.demo import draw_demo
 from raymlc.data.table import Table, choose_heads, read_header, read_table
+from raymlc.door import check_at_least_1, parse
 from raymlc.errors import UserError
 from raymlc.labels import MISSING
 from raymlc.metric import check_metric
@@ -24,17 +23,8 @@ from raymlc.trial import parse_assignment
 
 _Options = TypeVar("_Options", bound=RunOptions)
 
-
-def run_command(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None) -> int:
-    """Run a command: its exit code; 2 for wrong input, said in a line; 130 after Ctrl-C."""
-    try:
-        return command(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # once trials run, it is caught where they are
-        print("interrupted before the first epoch", file=sys.stderr)
-        return 130
+# Once trials run, Ctrl-C is caught where they are.
+INTERRUPTED = "interrupted before the first epoch"
 
 
 def parse_options(
@@ -44,7 +34,7 @@ def parse_options(
 
     Raises UserError for a run that cannot be resumed so.
     """
-    options = _parse_over(kind(), arguments, command)
+    options = parse(kind, command, arguments)
     if not options.resume:
         return options
     if options.name is None:
@@ -57,19 +47,9 @@ def parse_options(
     saved = dataclasses.replace(
         kind.load(path), output=options.output, name=options.name, resume=False
     )
-    options = _parse_over(saved, arguments, command)
+    options = parse(kind, command, arguments, saved)
     options.check_kept(saved)
     return options
-
-
-def _parse_over(default: _Options, arguments: Sequence[str], command: str) -> _Options:
-    return tyro.cli(
-        type(default),
-        prog=f"python -m raymlc.{command}",
-        args=list(arguments),
-        default=default,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
 
 
 @contextmanager
@@ -108,8 +88,7 @@ def check_words(options: RunOptions) -> dict[str, Any]:
         value = getattr(options, name)
         if value is not None and value < 0:
             raise UserError(f"--{name.replace('_', '-')} must be at least 0, but is {value}")
-    if options.workers < 1:
-        raise UserError(f"--workers must be at least 1, but is {options.workers}")
+    check_at_least_1(workers=options.workers)
     if options.classes and not options.classes.is_file():
         raise UserError(f"--classes must name a CSV file, but {options.classes} is not one")
     if options.data:

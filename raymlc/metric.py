@@ -29,8 +29,8 @@ def metric_names(heads: Iterable[str]) -> tuple[str, ...]:
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether a metric of `metric_names` is to be maximised."""
-    return not metric.startswith("val/loss")
+    """Whether a metric, of `metric_names` or of another split such as test, is to be maximised."""
+    return metric.partition("/")[2].partition("/")[0] != "loss"
 
 
 def check_metric(metric: str, heads: Iterable[str]) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 from rich.console import Console
 
 from raymlc.cluster.environment import prepare_environment
-from raymlc.door import plain_console
+from raymlc.door import check_at_least_1, guarded, plain_console
 from raymlc.entry import (
+    INTERRUPTED,
     check_words,
     claimed_folder,
     parse_options,
     read_data,
-    run_command,
 )
 from raymlc.errors import UserError, one_line
 from raymlc.model.backbones import check_backbone_name
@@ -32,13 +32,13 @@ _DEMO = TrialConfig(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: 0 when done, 1 if it failed, 2 for wrong input, 130 after Ctrl-C."""
-    return run_command(_command, arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    return guarded(lambda: _command(given), INTERRUPTED)
 
 
 def _command(arguments: Sequence[str]) -> int:
     options = parse_options(TrainOptions, arguments, "train", OPTIONS_FILE)
-    if options.keep < 1:
-        raise UserError(f"--keep must be at least 1, but is {options.keep}")
+    check_at_least_1(keep=options.keep)
     with claimed_folder(options, (OPTIONS_FILE, "sweep.json")) as folder:
         return _train(options, folder, plain_console())
 

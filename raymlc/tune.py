@@ -10,15 +10,14 @@ import optuna
 from rich.console import Console
 
 from raymlc.cluster.environment import prepare_environment
-from raymlc.door import plain_console
+from raymlc.door import check_at_least_1, guarded, plain_console
 from raymlc.entry import (
+    INTERRUPTED,
     check_words,
     claimed_folder,
     parse_options,
     read_data,
-    run_command,
 )
-from raymlc.errors import UserError
 from raymlc.model.backbones import check_backbone_name
 from raymlc.options import TuneOptions
 from raymlc.search.space import Space, built_in, check_space, load_space
@@ -30,7 +29,8 @@ OPTIONS_FILE, SPACE_FILE = "sweep.json", "space.py"  # in a sweep's folder
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: 0 when done, 1 if no trial succeeded, 2 for wrong input, 130 after Ctrl-C."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return run_command(_command, arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    return guarded(lambda: _command(given), INTERRUPTED)
 
 
 def _command(arguments: Sequence[str]) -> int:
@@ -65,10 +65,7 @@ def _tune(options: TuneOptions, folder: Path, console: Console) -> int:
 
 def _check_space(options: TuneOptions, folder: Path) -> tuple[Space, list[TrialConfig]]:
     """The space, and trials drawn from it. Raises UserError for whatever can be known by now."""
-    for name in ("trials", "concurrency"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, but is {value}")
+    check_at_least_1(trials=options.trials, concurrency=options.concurrency)
     fixed = check_words(options)
     chosen = options.space or built_in("default" if options.data else "demo")
     space = load_space(folder / SPACE_FILE if options.resume else chosen, fixed)

@@ -22,6 +22,7 @@ from rich.text import Text
 from raymlc.data.store import DEFAULT_CACHE, BrokenImages
 from raymlc.door import check_at_least_1, check_free, plain_console, run_door, written
 from raymlc.errors import UserError
+from raymlc.metric import higher_is_better
 from raymlc.watch.progress import brief, track
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _one(options: ValidateOptions, folder: Path, scorer: Scorer, results: Path |
 def _several(
     options: ValidateOptions, folders: Sequence[Path], scorer: Scorer, results: Path
 ) -> int:
-    from raymlc.training.gather import is_higher_better, once_each
+    from raymlc.training.gather import once_each
     from raymlc.training.scoring import check_sort, heads_of
 
     folders, again = once_each(folders)
@@ -145,7 +146,7 @@ def _several(
         scorer.say(f"{folder} has the weights of {first}, which are scored once")
     sort_by = options.sort_by or f"{options.split}/accuracy"
     check_sort(sort_by, options.split, heads_of(folders))
-    sign = -1 if is_higher_better(sort_by) else 1
+    sign = -1 if higher_is_better(sort_by) else 1
     rows: list[dict[str, Any]] = []
     for number, folder in enumerate(folders, 1):
         row = _row_or_reason(scorer, folder)

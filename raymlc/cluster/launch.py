@@ -22,12 +22,12 @@ from raymlc.options import TuneOptions
 from raymlc.search.space import Space
 from raymlc.search.study import Row, StudyBook, open_study
 from raymlc.training.metrics import majority_accuracy
-from raymlc.training.run import BEST
+from raymlc.training.run import BEST, SUMMARY
 from raymlc.trial import TrialConfig
 from raymlc.watch.progress import table_of_trials, write_summary
 from raymlc.watch.recorder import Recorder, trial_folder
 
-STUDY_FILE, SUMMARY_FILE = "study.journal", "summary.csv"  # in a sweep's folder
+STUDY_FILE = "study.journal"  # in a sweep's folder
 
 
 def check_trials(
@@ -109,7 +109,7 @@ def launch(
     for name in ("ray", "ray-train"):
         shutil.rmtree(folder / name, ignore_errors=True)
     rows = book.rows()
-    write_summary(folder / SUMMARY_FILE, rows)
+    write_summary(folder / SUMMARY, rows)
     if interrupted:
         command = ["python", "-m", "raymlc.tune", "--output", str(folder.parent)]
         command += ["--name", folder.name, "--resume"]
@@ -148,6 +148,6 @@ def _conclude(
         say(line)
     say(f"best trial: {best.number}, {metric} {best.score:.4f}")
     say(f"checkpoint: {trial_folder(folder, best.number) / BEST}")
-    say(f"all trials: {folder / SUMMARY_FILE}")
+    say(f"all trials: {folder / SUMMARY}")
     say(f"TensorBoard: tensorboard --logdir {shlex.quote(str(folder / 'trials'))}")
     return 0

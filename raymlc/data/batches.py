@@ -165,10 +165,24 @@ def evaluation_batches(
     mine_N = np.arange(rank, len(data), workers)
     for start in range(0, len(mine_N), batch_size):
         rows = mine_N[start : start + batch_size]
-        images_BCHW = normalization(_pixels(data, rows, device))
-        images_BCHW = resample(images_BCHW, central(len(rows), eval_crop), interpolation)
-        images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
+        pixels_BCHW = _pixels(data, rows, device)
+        images_BCHW = evaluation_images(pixels_BCHW, normalization, eval_crop, interpolation)
         yield Batch(images_BCHW, _targets(data, rows, device), _known(data, rows))
+
+
+def evaluation_images(
+    pixels_BCHW: Tensor,
+    normalization: Normalization,
+    eval_crop: float,
+    interpolation: Literal["bilinear", "bicubic"],
+) -> Tensor:
+    """uint8 images as evaluation and prediction see them: normalised, the central part enlarged.
+
+    eval_crop, interpolation: as `evaluation_batches` has them. Channels last in memory.
+    """
+    images_BCHW = normalization(pixels_BCHW)
+    images_BCHW = resample(images_BCHW, central(len(images_BCHW), eval_crop), interpolation)
+    return images_BCHW.contiguous(memory_format=torch.channels_last)
 
 
 def _pixels(data: ImageSplit, rows: NDArray[np.int64], device: torch.device) -> Tensor:

@@ -24,14 +24,13 @@ from raymlc.data.batches import Normalization
 from raymlc.errors import UserError, one_line
 from raymlc.labels import Labels
 from raymlc.model.network import Network, build_network
+from raymlc.model.start import LABELS, WEIGHTS
 from raymlc.training.files import (
     ABOUT,
     CONFUSION,
-    LABELS,
     METRICS,
     PREPROCESSING,
     TRIAL,
-    WEIGHTS,
     Origin,
     about,
     check_fit,

@@ -60,6 +60,15 @@ def autocast(dtype: torch.dtype | None, device: torch.device) -> AbstractContext
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
+def seen_logits(model: nn.Module, images_BCHW: Tensor, flip: bool) -> dict[str, Tensor]:
+    """Logits of normalised images, (B, K) a head; with `flip`, averaged with their mirror's."""
+    logits: dict[str, Tensor] = model(images_BCHW)
+    if not flip:
+        return logits
+    mirrored = model(images_BCHW.flip(-1))
+    return {name: (logits[name].float() + mirrored[name]) / 2 for name in logits}
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -96,10 +105,7 @@ def evaluate(
     )
     for batch in batches:
         with autocast(dtype, device):
-            logits = model(batch.images_BCHW)
-            if flip:
-                mirrored = model(batch.images_BCHW.flip(-1))
-                logits = {name: (logits[name].float() + mirrored[name]) / 2 for name in logits}
+            logits = seen_logits(model, batch.images_BCHW, flip)
         counts.add(logits, batch.targets)
     for tensor in counts.tensors():
         workers.sum_(tensor)

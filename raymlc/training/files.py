@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from raymlc.data.batches import Normalization
 from raymlc.errors import UserError, one_line
 from raymlc.labels import Labels
+from raymlc.model.start import LABELS, WEIGHTS
 from raymlc.trial import TrialConfig
 
 FORMAT = 1  # of a checkpoint's folder; raise it when an older raymlc would misread a newer one
 ABOUT = "checkpoint.json"
-WEIGHTS, TRIAL, LABELS = "model.safetensors", "trial.json", "labels.json"
+TRIAL = "trial.json"
 PREPROCESSING, METRICS, CONFUSION = "preprocessing.json", "metrics.json", "confusion.json"
 
 _GEOMETRY = ("image_size", "eval_crop", "interpolation")  # which the trial has, too

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from raymlc.errors import UserError, did_you_mean
 from raymlc.metric import higher_is_better
+from raymlc.model.start import WEIGHTS
 from raymlc.training.checkpoint import find, read_score
-from raymlc.training.files import WEIGHTS, digest
+from raymlc.training.files import digest
 
 
 def checkpoints_in(paths: Iterable[Path]) -> list[Path]:
@@ -95,7 +96,7 @@ def best_by(folders: Sequence[Path], metric: str, count: int) -> list[Path]:
         raise UserError(
             f"--metric must be one that the checkpoints have, but is {metric!r}; {way_out}"
         )
-    sign = -1 if is_higher_better(metric) else 1
+    sign = -1 if higher_is_better(metric) else 1
     ranked = [folder for folder in folders if not math.isnan(scores[folder].get(metric, math.nan))]
     if len(ranked) < count:
         raise UserError(
@@ -103,11 +104,6 @@ def best_by(folders: Sequence[Path], metric: str, count: int) -> list[Path]:
             f" {len(ranked)}; lower it"
         )
     return sorted(ranked, key=lambda folder: sign * scores[folder][metric])[:count]
-
-
-def is_higher_better(metric: str) -> bool:
-    """Whether a metric of any split, such as test/loss/color, is to be high."""
-    return higher_is_better(f"val/{metric.partition('/')[2]}")
 
 
 def natural(path: Path) -> list[str | int]:

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from raymlc.data.geometry import central, resample
+from raymlc.data.batches import evaluation_images
 from raymlc.data.store import decode
 from raymlc.errors import UserError, one_line
 from raymlc.labels import SEPARATOR, Head, Labels
 from raymlc.training.checkpoint import Checkpoint, load_checkpoint
-from raymlc.training.evaluate import autocast, autocast_dtype
+from raymlc.training.evaluate import autocast, autocast_dtype, seen_logits
 from raymlc.training.inference import BatchSize, choose_device, placed, precision_on
 
 Probabilities = dict[str, NDArray[np.float32]]  # by head: (N, K), or (K,) of one image
@@ -163,16 +163,16 @@ class Predictor:
         config, network = self.checkpoint.config, self.checkpoint.network
         parts: dict[str, list[Tensor]] = {head: [] for head in self.labels.names}
         for pixels_BCHW in torch.split(pixels_NCHW, size):
-            images_BCHW = self.checkpoint.normalization(pixels_BCHW.to(self._device))
-            whole_B33 = central(len(images_BCHW), config.eval_crop)
-            images_BCHW = resample(images_BCHW, whole_B33, config.interpolation)
-            images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
+            images_BCHW = evaluation_images(
+                pixels_BCHW.to(self._device),
+                self.checkpoint.normalization,
+                config.eval_crop,
+                config.interpolation,
+            )
             with autocast(self._dtype, self._device):
-                views = [network(images_BCHW)]
-                if self._flip:
-                    views.append(network(images_BCHW.flip(-1)))
+                seen = seen_logits(network, images_BCHW, self._flip)
             for head, logits in parts.items():
-                logits.append(sum(view[head].float() for view in views).cpu() / len(views))
+                logits.append(seen[head].float().cpu())
         return {head: torch.cat(logits) for head, logits in parts.items()}
 
     def _predict(self, pixels: Sequence[NDArray[np.uint8] | str]) -> Iterator[Probabilities | str]:

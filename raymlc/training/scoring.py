@@ -15,9 +15,10 @@ from raymlc.data.table import choose_heads, read_header, read_split
 from raymlc.errors import UserError, did_you_mean
 from raymlc.labels import Labels
 from raymlc.metric import metric_names
+from raymlc.model.start import LABELS
 from raymlc.training.checkpoint import Checkpoint, find
 from raymlc.training.evaluate import evaluate
-from raymlc.training.files import LABELS, read_labels
+from raymlc.training.files import read_labels
 from raymlc.training.inference import BatchSize, at_size, placed, precision_on
 
 
