@@ -49,6 +49,7 @@ from raymlc.training.state import Training
 from raymlc.trial import FIELDS, TrialConfig, check_field, parse_assignment
 from raymlc.tune import main as tune
 from raymlc.validate import ValidateOptions
+from tests.patched import patch_in_processes
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "from-2021.md"
@@ -540,33 +541,16 @@ def test_what_the_package_imports_is_declared() -> None:
     assert seen >= {"torch", "timm", "ray", "optuna", "pillow", "onnx"}
 
 
-# Python runs a module of this name when it starts, in every worker too.
 NOTES_RANKS = """
-import importlib.abc, importlib.machinery, os, sys
+    import os
+    run_trial = module.run_trial
 
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name != "raymlc.training.run":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        execute = spec.loader.exec_module
+    def noting(config, labels, train, val, folder, metric, device, workers, *rest):
+        with open(os.path.join(os.environ["NOTES"], str(os.getpid())), "w") as file:
+            file.write(f"{workers.rank} of {workers.size} on {device} in {folder}")
+        return run_trial(config, labels, train, val, folder, metric, device, workers, *rest)
 
-        def patched(module):
-            execute(module)
-            run_trial = module.run_trial
-
-            def noting(config, labels, train, val, folder, metric, device, workers, *rest):
-                with open(os.path.join(os.environ["NOTES"], str(os.getpid())), "w") as file:
-                    file.write(f"{workers.rank} of {workers.size} on {device} in {folder}")
-                return run_trial(config, labels, train, val, folder, metric, device, workers, *rest)
-
-            module.run_trial = noting
-
-        spec.loader.exec_module = patched
-        return spec
-
-sys.meta_path.insert(0, Finder())
+    module.run_trial = noting
 """
 
 
@@ -576,8 +560,7 @@ def test_two_workers_have_two_ranks_and_one_folder(
 ) -> None:
     (tmp_path / "hook").mkdir()
     (tmp_path / "notes").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(NOTES_RANKS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hook"), prepend=":")
+    patch_in_processes(tmp_path / "hook", monkeypatch, "raymlc.training.run", NOTES_RANKS)
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     more = ["--name", "two", "--workers", "2", "--set", *STILL]

@@ -11,37 +11,20 @@ from raymlc.search.space import Space
 from raymlc.training.checkpoint import load_history
 from raymlc.trial import TrialConfig
 from raymlc.watch.recorder import trial_folder
+from tests.patched import patch_in_processes
 
-# Python runs a module of this name when it starts, in every worker too.
 SHORT_OF_MEMORY = """
-import importlib.abc, importlib.machinery, sys
+    import torch
+    gradients = module.Learner._gradients
 
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name != "raymlc.training.step":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(name, path)
-        execute = spec.loader.exec_module
+    def short(self, batch):
+        size = self.training.micro_batch_size or len(batch)
+        if self.workers.size == 2 and self.workers.rank == 1 and size > 5:
+            if self.training.epoch >= 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradients(self, batch)
 
-        def patched(module):
-            execute(module)
-            import torch
-            gradients = module.Learner._gradients
-
-            def short(self, batch):
-                size = self.training.micro_batch_size or len(batch)
-                if self.workers.size == 2 and self.workers.rank == 1 and size > 5:
-                    if self.training.epoch >= 1:
-                        raise torch.OutOfMemoryError("CUDA out of memory")
-                return gradients(self, batch)
-
-            module.Learner._gradients = short
-
-        spec.loader.exec_module = patched
-        return spec
-
-sys.meta_path.insert(0, Finder())
+    module.Learner._gradients = short
 """
 
 
@@ -57,8 +40,7 @@ def one_trial(trial: Any) -> TrialConfig:
 def test_a_worker_out_of_memory_restarts_all_with_half_the_images_from_the_last_epoch(
     make_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SHORT_OF_MEMORY)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    patch_in_processes(tmp_path, monkeypatch, "raymlc.training.step", SHORT_OF_MEMORY)
     with ray_session(None, verbose=False):
         recorder, job, book = make_sweep(Space(Path("one.py"), one_trial, {}), 1)
         run_sweep(recorder, job, Placement(2, True, 1.0, 0.0), concurrency=1)
