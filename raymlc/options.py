@@ -12,7 +12,7 @@ import tyro
 
 from raymlc.data.store import DEFAULT_CACHE, BrokenImages
 from raymlc.errors import UserError
-from raymlc.search.study import PrunerName, SamplerName
+from raymlc.search.choice import PrunerName, SamplerName
 
 _OF_THE_DATA = ("data", "heads", "classes", "metric", "val_fraction")  # which a resumption keeps
 _Options = TypeVar("_Options", bound="RunOptions")

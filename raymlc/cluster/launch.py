@@ -20,7 +20,8 @@ from raymlc.model.start import start_lines
 from raymlc.optim.build import build_optimizer
 from raymlc.options import TuneOptions
 from raymlc.search.space import Space
-from raymlc.search.study import Row, StudyBook, open_study
+from raymlc.search.storage import open_study
+from raymlc.search.study import Row, StudyBook
 from raymlc.training.metrics import majority_accuracy
 from raymlc.training.run import BEST, SUMMARY
 from raymlc.trial import TrialConfig

@@ -6,36 +6,20 @@ runs any more is handed out again under its own number.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import time
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from raymlc.errors import UserError
 from raymlc.metric import higher_is_better
-from raymlc.search.pruner import RungPruner
 from raymlc.search.rungs import CONFIG, REASON
-from raymlc.search.sampler import RungSampler
 from raymlc.search.space import Space
 from raymlc.trial import TrialConfig
 
-# "rungs" are raymlc's own, made for each other; the others are Optuna's, by its names. "qmc", "gp"
-# and "cmaes" learn from finished trials only, or from none.
-SamplerName = Literal["rungs", "tpe", "random", "qmc", "gp", "cmaes", "nsga2"]
-PrunerName = Literal["rungs", "asha", "hyperband", "median", "wilcoxon", "none"]
-
 METRICS, SECONDS = "metrics", "seconds"  # a trial's attributes
-
-# Packages that Optuna leaves to its user to install.
-_NEEDS = {"qmc": "scipy", "gp": "scipy", "cmaes": "cmaes"}
 
 
 @dataclass(frozen=True)
@@ -63,42 +47,6 @@ class Row:
     params: dict[str, Any]
     reason: str
     seconds: float
-
-
-def open_study(
-    journal: Path, metric: str, sampler: SamplerName, pruner: PrunerName, seed: int, epochs: int
-) -> optuna.Study:
-    """Open the study in a journal file, or begin it.
-
-    metric: what trials are ranked by, as `metric_names` has it. epochs: of the longest trial, from
-    which Optuna's pruners have their rungs.
-    Raises UserError if the file cannot be written, or holds a study of another metric, or a package
-    is missing that the sampler needs.
-    """
-    try:
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        _mend(journal)
-        storage = JournalStorage(JournalFileBackend(str(journal)))
-        study = optuna.create_study(
-            study_name="raymlc",
-            storage=storage,
-            direction="maximize" if higher_is_better(metric) else "minimize",
-            load_if_exists=True,
-        )
-    except OSError as error:
-        raise UserError(f"the study must be writable, but {journal} is not: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the study {journal} cannot be read: {error!r}") from error
-    ranked_by = study.user_attrs.get("metric", metric)
-    if ranked_by != metric:
-        raise UserError(
-            f"a sweep keeps its metric, but {journal} ranks by {ranked_by} and --metric is {metric}"
-        )
-    study.set_user_attr("metric", metric)
-    # A sampler that starts anew with the same seed would draw the same trials once more.
-    study.sampler = make_sampler(sampler, seed + len(study.trials), epochs)
-    study.pruner = make_pruner(pruner, epochs)
-    return study
 
 
 class StudyBook:
@@ -207,70 +155,3 @@ class StudyBook:
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[number]
-
-
-def _mend(journal: Path) -> None:
-    """Take off what a killed process left: half a line at the journal's end, and its lock."""
-    if not journal.exists():
-        return
-    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
-    with journal.open("rb+") as file:
-        text = file.read()
-        if text and not text.endswith(b"\n"):
-            file.truncate(text.rfind(b"\n") + 1)
-
-
-def make_sampler(name: SamplerName, seed: int, epochs: int) -> optuna.samplers.BaseSampler:
-    """A sampler by its name. epochs: of the longest trial.
-
-    Raises UserError if a package is missing that Optuna's sampler needs.
-    """
-    package = _NEEDS.get(name)
-    if package is not None and importlib.util.find_spec(package) is None:
-        raise UserError(
-            f"--sampler {name} needs {package}, which is not installed: pip install {package}"
-        )
-    with warnings.catch_warnings():
-        # Some are marked experimental; the studies that they read are not their own format.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        match name:
-            case "rungs":
-                return RungSampler(seed, epochs)
-            case "tpe":
-                return optuna.samplers.TPESampler(
-                    seed=seed, multivariate=True, group=True, constant_liar=True
-                )
-            case "random":
-                return optuna.samplers.RandomSampler(seed=seed)
-            case "qmc":
-                return optuna.samplers.QMCSampler(seed=seed, scramble=True)
-            case "gp":
-                return optuna.samplers.GPSampler(seed=seed)
-            case "cmaes":
-                return optuna.samplers.CmaEsSampler(seed=seed, consider_pruned_trials=True)
-            case "nsga2":
-                return optuna.samplers.NSGAIISampler(seed=seed)
-
-
-def make_pruner(name: PrunerName, epochs: int) -> optuna.pruners.BasePruner:
-    """A pruner by its name. epochs: of the longest trial.
-
-    Optuna's halving has its first rung after a fifth of them, and further ones at each doubling.
-    """
-    match name:
-        case "rungs":
-            return RungPruner(epochs)
-        case "asha":
-            return optuna.pruners.SuccessiveHalvingPruner(
-                min_resource=max(1, round(epochs / 5)), reduction_factor=2
-            )
-        case "hyperband":
-            return optuna.pruners.HyperbandPruner(max_resource=epochs)
-        case "median":
-            return optuna.pruners.MedianPruner(n_startup_trials=4)
-        case "wilcoxon":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                return optuna.pruners.WilcoxonPruner()
-        case "none":
-            return optuna.pruners.NopPruner()

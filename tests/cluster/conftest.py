@@ -15,7 +15,8 @@ from raymlc.cluster.worker import Job  # noqa: E402
 from raymlc.data.demo import draw_demo  # noqa: E402
 from raymlc.data.table import read_table  # noqa: E402
 from raymlc.search.space import Space  # noqa: E402
-from raymlc.search.study import StudyBook, open_study  # noqa: E402
+from raymlc.search.storage import open_study  # noqa: E402
+from raymlc.search.study import StudyBook  # noqa: E402
 from raymlc.watch.recorder import Recorder  # noqa: E402
 
 SweepMaker = Callable[..., tuple[Recorder, Job, StudyBook]]

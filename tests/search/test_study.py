@@ -17,15 +17,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from raymlc.errors import UserError
+from raymlc.search.choice import PrunerName, SamplerName, make_sampler
 from raymlc.search.space import Space
-from raymlc.search.study import (
-    Assignment,
-    PrunerName,
-    SamplerName,
-    StudyBook,
-    make_sampler,
-    open_study,
-)
+from raymlc.search.storage import open_study
+from raymlc.search.study import Assignment, StudyBook
 from raymlc.trial import TrialConfig
 
 ACCURACY = "val/accuracy"
@@ -396,7 +391,8 @@ WRITER = """
 import os, sys, time
 from pathlib import Path
 from raymlc.search.space import load_space
-from raymlc.search.study import StudyBook, open_study
+from raymlc.search.storage import open_study
+from raymlc.search.study import StudyBook
 study = open_study(Path(sys.argv[1]), "val/accuracy", "random", "none", 0, 10)
 book = StudyBook(study, load_space(Path(sys.argv[2]), {}), "val/accuracy", 4)
 number = book.next().number

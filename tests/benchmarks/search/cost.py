@@ -18,8 +18,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from raymlc.search.choice import PrunerName, SamplerName, make_pruner, make_sampler
 from raymlc.search.rungs import CONFIG
-from raymlc.search.study import PrunerName, SamplerName, make_pruner, make_sampler
 
 EPOCHS, REPEATS = 50, 15
 SPACE: dict[str, BaseDistribution] = {
