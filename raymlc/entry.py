@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import runpy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,14 +17,15 @@ from rich.console import Console
 from raymlc.data.demo import draw_demo
 from raymlc.data.table import Table, choose_heads, read_header, read_table
 from raymlc.door import check_at_least_1, parse
-from raymlc.errors import UserError
+from raymlc.errors import UserError, one_line
 from raymlc.labels import MISSING
 from raymlc.metric import check_metric
 from raymlc.options import RunOptions
-from raymlc.trial import parse_assignment
+from raymlc.trial import TrialConfig, parse_assignment
 
 _Options = TypeVar("_Options", bound=RunOptions)
 
+TRIAL_FILE = "trial.json"  # in the folder of a checkpoint, or of a training
 # Once trials run, Ctrl-C is caught where they are.
 INTERRUPTED = "interrupted before the first epoch"
 
@@ -126,3 +129,42 @@ def _check_metric_has_labels(metric: str, table: Table) -> None:
     head = metric.partition("/")[2].partition("/")[2]
     if not (known[head] if head else any(known.values())):
         raise UserError(f"{metric} needs labels to validate on, but no validation row has any")
+
+
+def read_trial(path: Path, option: str) -> TrialConfig:
+    """The trial of a JSON file, of a checkpoint's folder, or of a Python file, which is run.
+
+    Raises UserError, naming the command's option, for anything else.
+    """
+    path = path / TRIAL_FILE if path.is_dir() else path
+    try:
+        if path.suffix == ".py":
+            return _trial_in_python(path)
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{option} must name a file with a trial in JSON or Python, or a checkpoint's folder,"
+            f" but {path} cannot be read: {error}"
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(f"a trial is a JSON object of fields, but {path} holds {values!r:.60}")
+    return TrialConfig.from_dict(values)
+
+
+def _trial_in_python(path: Path) -> TrialConfig:
+    """The one TrialConfig among the names that a file defines. It is code that the user chose."""
+    try:
+        names = runpy.run_path(str(path))
+    except OSError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path.name} does not run: {one_line(error)}") from error
+    found = {name: value for name, value in names.items() if isinstance(value, TrialConfig)}
+    if len(found) != 1:
+        raise UserError(
+            f"{path.name} must define one TrialConfig to be trained, but defines"
+            f" {', '.join(found) or 'none'}; leave one, or give its JSON"
+        )
+    return next(iter(found.values()))

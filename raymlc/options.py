@@ -14,7 +14,8 @@ from raymlc.data.store import DEFAULT_CACHE, BrokenImages
 from raymlc.errors import UserError
 from raymlc.search.choice import PrunerName, SamplerName
 
-_OF_THE_DATA = ("data", "heads", "classes", "metric", "val_fraction")  # which a resumption keeps
+# What a resumption keeps, and what trials must share to be compared.
+OF_THE_DATA = ("data", "heads", "classes", "metric", "val_fraction")
 _Options = TypeVar("_Options", bound="RunOptions")
 
 
@@ -32,7 +33,9 @@ class RunOptions:
     them. Default: the classes are those of the training rows."""
     metric: str = "val/accuracy"
     """What the best is chosen by: val/accuracy, val/balanced_accuracy, val/macro_f1, val/loss or
-    another of validation's, over all heads or of one, such as val/accuracy/color."""
+    another of validation's, over all heads or of one, such as val/accuracy/color. Several, with
+    commas between, are traded off: a sweep ends with their Pareto front, and a trial keeps the
+    epoch with the best mean of them."""
     fixed: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE ...")] = ()
     """Fields of the trial, such as backbone=efficientnet_b2 image_size=260 epochs=20; of a field
     with a value a head, head_weights/color=2."""
@@ -91,7 +94,7 @@ class RunOptions:
 
     def check_kept(self, saved: RunOptions) -> None:
         """Raises UserError if these options would change what a resumed run must keep."""
-        for name in _OF_THE_DATA:
+        for name in OF_THE_DATA:
             values = getattr(self, name), getattr(saved, name)
             new, old = (_lasting(value) if isinstance(value, Path) else value for value in values)
             if new != old:
@@ -109,9 +112,23 @@ class TuneOptions(RunOptions):
     """
 
     space: Path | None = None
-    """Python file with space(trial) -> TrialConfig. Default: lr, drop_rate, drop_path_rate, gc."""
-    trials: int = 12
-    """How many trials the sweep shall have in all, failed ones included."""
+    """Python file with space(trial) -> TrialConfig. Default: lr, drop_rate, drop_path_rate, gc. A
+    resumed sweep may get another one: its trials stay, and those that the new space could have
+    given inform the search."""
+    trials: str = "12"
+    """How many trials the sweep shall have in all, failed ones included; of a resumed sweep, +N for
+    N more than it has."""
+    time_budget: str | None = None
+    """Longest time of this run, such as 90m or 1h30m: then trials stop after their epoch, and
+    --resume goes on with them."""
+    epoch_budget: int | None = None
+    """Most epochs of all trials together: then trials stop after their epoch."""
+    enqueue: tuple[Path, ...] = ()
+    """Trials to try before all others: JSON files, folders of checkpoints, or Python files that
+    define one TrialConfig."""
+    warm_start: Path | None = None
+    """Folder of another sweep. Its best trial that this space can give is tried first; if data and
+    metric are the same, all its finished trials that this space can give inform the search."""
     sampler: SamplerName = "tpe"
     """How trials are proposed: by Optuna's TPE (multivariate, over groups), at random, by its GP,
     CMA-ES, quasi-random or NSGA-II; rungs is raymlc's own Bayesian optimisation, which learns from
@@ -143,7 +160,7 @@ class TrainOptions(RunOptions):
     """Keep for each head the checkpoint that was best for it, too."""
 
 
-_PATHS = ("data", "classes", "space", "trial", "weights", "output", "cache")
+_PATHS = ("data", "classes", "space", "trial", "weights", "output", "cache", "warm_start")
 
 
 def _lasting(path: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +13,19 @@ from raymlc.cluster.environment import prepare_environment
 from raymlc.door import check_at_least_1, guarded, plain_console
 from raymlc.entry import (
     INTERRUPTED,
+    TRIAL_FILE,
     check_words,
     claimed_folder,
     parse_options,
     read_data,
+    read_trial,
 )
-from raymlc.errors import UserError, one_line
+from raymlc.errors import UserError
 from raymlc.model.backbones import check_backbone_name
 from raymlc.options import TrainOptions
 from raymlc.trial import TrialConfig
 
-OPTIONS_FILE, TRIAL_FILE = "train.json", "trial.json"  # in the training's folder
+OPTIONS_FILE = "train.json"  # in the training's folder
 _DEMO = TrialConfig(
     backbone="test_efficientnet", pretrained=False, image_size=48, lr=0.02, epochs=12
 )
@@ -70,12 +71,12 @@ def _trial_of(options: TrainOptions, folder: Path) -> TrialConfig:
     """The trial to train; of a resumed training, the one that its folder keeps."""
     fixed = check_words(options)
     if options.trial:
-        config = _read_trial(options.trial)
+        config = read_trial(options.trial, "--trial")
     else:
         config = TrialConfig() if options.data else _DEMO
     config = config.replace(fixed)
     if options.resume:
-        kept = _read_trial(folder)
+        kept = read_trial(folder, "--resume")
         for name, value in kept.to_dict().items():
             new = config.to_dict()[name]
             if new != value:
@@ -85,41 +86,6 @@ def _trial_of(options: TrainOptions, folder: Path) -> TrialConfig:
                     f" {folder / 'best'} if you like"
                 )
     return config
-
-
-def _read_trial(path: Path) -> TrialConfig:
-    path = path / TRIAL_FILE if path.is_dir() else path
-    try:
-        if path.suffix == ".py":
-            return _trial_in_python(path)
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            "--trial must name a file with a trial in JSON or Python, or a checkpoint's folder, but"
-            f" {path} cannot be read: {error}"
-        ) from error
-    if not isinstance(values, dict):
-        raise UserError(f"a trial is a JSON object of fields, but {path} holds {values!r:.60}")
-    return TrialConfig.from_dict(values)
-
-
-def _trial_in_python(path: Path) -> TrialConfig:
-    """The one TrialConfig among the names that a file defines. It is code that the user chose."""
-    try:
-        names = runpy.run_path(str(path))
-    except OSError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path.name} does not run: {one_line(error)}") from error
-    found = {name: value for name, value in names.items() if isinstance(value, TrialConfig)}
-    if len(found) != 1:
-        raise UserError(
-            f"{path.name} must define one TrialConfig to be trained, but defines"
-            f" {', '.join(found) or 'none'}; leave one, or give its JSON"
-        )
-    return next(iter(found.values()))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 from rich.console import Console
 
+from raymlc.begin import OPTIONS_FILE, SPACE_FILE, keep_space, open_book
 from raymlc.cluster.environment import prepare_environment
 from raymlc.door import check_at_least_1, guarded, plain_console
 from raymlc.entry import (
@@ -17,13 +18,14 @@ from raymlc.entry import (
     claimed_folder,
     parse_options,
     read_data,
+    read_trial,
 )
+from raymlc.metric import objectives
 from raymlc.model.backbones import check_backbone_name
 from raymlc.options import TuneOptions
+from raymlc.search.budget import parse_duration, parse_trials
 from raymlc.search.space import Space, built_in, check_space, load_space
 from raymlc.trial import TrialConfig
-
-OPTIONS_FILE, SPACE_FILE = "sweep.json", "space.py"  # in a sweep's folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +42,7 @@ def _command(arguments: Sequence[str]) -> int:
 
 
 def _tune(options: TuneOptions, folder: Path, console: Console) -> int:
+    _check_numbers(options)
     space, configs = _check_space(options, folder)
     table = read_data(options, console)
     for config in configs:
@@ -51,25 +54,37 @@ def _tune(options: TuneOptions, folder: Path, console: Console) -> int:
     from raymlc.model.loss import loss_of
     from raymlc.training.metrics import check_metric_of
 
-    check_metric_of(options.metric, table.labels)
+    for metric in objectives(options.metric):
+        check_metric_of(metric, table.labels)
     for config in configs:
         for head in table.labels.heads:
             loss_of(config, head)
 
     check_trials(options, configs, table, console)
-    if not options.resume:
-        (folder / SPACE_FILE).write_bytes(space.path.read_bytes())
-    options.save(folder / OPTIONS_FILE)
-    return launch(options, folder, space, max(c.epochs for c in configs), table, console)
+    keep_space(space, folder)
+    book, lasting = open_book(options, folder, space, configs, console)
+    lasting.save(folder / OPTIONS_FILE)
+    return launch(options, folder, book, table, console)
+
+
+def _check_numbers(options: TuneOptions) -> None:
+    check_at_least_1(concurrency=options.concurrency, epoch_budget=options.epoch_budget)
+    parse_trials(options.trials, have=0)
+    if options.time_budget:
+        parse_duration(options.time_budget)
 
 
 def _check_space(options: TuneOptions, folder: Path) -> tuple[Space, list[TrialConfig]]:
     """The space, and trials drawn from it. Raises UserError for whatever can be known by now."""
-    check_at_least_1(trials=options.trials, concurrency=options.concurrency)
     fixed = check_words(options)
-    chosen = options.space or built_in("default" if options.data else "demo")
-    space = load_space(folder / SPACE_FILE if options.resume else chosen, fixed)
+    if options.space is None and options.resume:
+        chosen = folder / SPACE_FILE
+    else:
+        chosen = options.space or built_in("default" if options.data else "demo")
+    space = load_space(chosen, fixed)
     configs = check_space(space)
+    for path in options.enqueue:
+        configs.append(read_trial(path, "--enqueue"))
     for backbone in {config.backbone for config in configs}:
         check_backbone_name(backbone)
     return space, configs

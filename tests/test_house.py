@@ -32,12 +32,14 @@ FLOORS = {
     "raymlc.door": 3,
     "raymlc.cluster": 4,
     "raymlc.entry": 4,
+    "raymlc.begin": 4,
     "raymlc.tune": 5,
     "raymlc.train": 5,
     "raymlc.validate": 5,
     "raymlc.predict": 5,
     "raymlc.export": 5,
     "raymlc.average": 5,
+    "raymlc.pick": 5,
 }
 ARROWS = {
     ("raymlc.fields", "raymlc.errors"),
@@ -46,6 +48,7 @@ ARROWS = {
     ("raymlc.labels", "raymlc.errors"),
     ("raymlc.metric", "raymlc.errors"),
     ("raymlc.optim", "raymlc.model"),
+    ("raymlc.begin", "raymlc.entry"),
 }
 
 

@@ -1,4 +1,6 @@
-"""The metrics that rank trials have names, and a direction."""
+"""The metrics that rank trials have names, and a direction; several of them have one score."""
+
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +11,14 @@ from raymlc.data.batches import Normalization
 from raymlc.data.store import ImageSplit
 from raymlc.errors import UserError
 from raymlc.labels import Labels
-from raymlc.metric import METRICS, check_metric, higher_is_better, metric_names
+from raymlc.metric import (
+    METRICS,
+    check_metric,
+    higher_is_better,
+    metric_names,
+    objectives,
+    score_of,
+)
 from raymlc.training.evaluate import evaluate
 
 CELLS = {
@@ -106,3 +115,93 @@ def test_another_metric_is_refused_with_the_nearest_ones(metric: str, way_out: s
     line = str(refused.value)
     assert line.startswith(f"--metric must be one that the heads report, but is {metric!r}; ")
     assert way_out in line
+
+
+@pytest.mark.parametrize(
+    ("metric", "names"),
+    [
+        ("val/accuracy", ("val/accuracy",)),
+        ("val/accuracy/a,val/accuracy/b", ("val/accuracy/a", "val/accuracy/b")),
+        ("val/loss, val/accuracy/a", ("val/loss", "val/accuracy/a")),
+        ("val/loss/b,val/loss,val/macro_f1", ("val/loss/b", "val/loss", "val/macro_f1")),
+        ("val/accuracy/red,green", ("val/accuracy/red,green",)),
+        ("val/loss/red,green,val/loss/val", ("val/loss/red,green", "val/loss/val")),
+        ("val/accuracy,", ("val/accuracy,",)),
+        ("val/accuracy/a,accuracy/b", ("val/accuracy/a,accuracy/b",)),
+        ("", ("",)),
+    ],
+)
+def test_a_comma_parts_two_metrics_where_val_follows_it(
+    metric: str, names: tuple[str, ...]
+) -> None:
+    assert objectives(metric) == names
+
+
+@pytest.mark.parametrize("metric", ["val/loss,val/loss/color", "val/accuracy,val/loss"])
+def test_the_score_of_several_is_maximised_whatever_they_are(metric: str) -> None:
+    assert higher_is_better(metric)
+
+
+METRICS_OF_A_TRIAL = {
+    "val/accuracy/a": 0.75,
+    "val/accuracy/b": 0.25,
+    "val/loss": 2.0,
+    "val/macro_f1": math.nan,
+}
+
+
+@pytest.mark.parametrize(
+    ("metric", "score"),
+    [
+        ("val/accuracy/a", 0.75),
+        ("val/loss", 2.0),
+        ("val/accuracy/a,val/accuracy/b", 0.5),
+        ("val/accuracy/a,val/loss", -0.625),
+        ("val/loss,val/accuracy/b,val/accuracy/a", -1 / 3),
+        ("val/macro_f1", math.nan),
+        ("val/accuracy/a,val/macro_f1", math.nan),
+        ("val/accuracy/c", math.nan),
+        ("val/accuracy/c,val/accuracy/a", math.nan),
+    ],
+)
+def test_a_score_is_the_metric_itself_or_the_mean_of_several_with_losses_negative(
+    metric: str, score: float
+) -> None:
+    assert score_of(METRICS_OF_A_TRIAL, metric) == pytest.approx(score, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["val/loss,val/loss/color", "val/accuracy/color, val/accuracy/marks,val/macro_f1"],
+)
+def test_several_metrics_that_heads_report_are_let_through(metric: str) -> None:
+    check_metric(metric, ["color", "marks"])
+
+
+def test_a_heads_name_may_hold_a_comma() -> None:
+    check_metric("val/accuracy/red,green,val/loss/red,green", ["red,green"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "wrong", "way_out"),
+    [
+        ("val/loss,val/acuracy", "is 'val/acuracy'", "did you mean 'val/accuracy' or"),
+        (
+            "val/accuracy/colour,val/loss/mark",
+            "is 'val/accuracy/colour'",
+            "did you mean 'val/accuracy/color'",
+        ),
+        (
+            "val/accuracy/color,marks",
+            "is 'val/accuracy/color,marks'",
+            "'val/accuracy/color' or",
+        ),
+        ("val/accuracy/color,marks", "color,marks'", "; each of several has its own val/"),
+        ("val/loss,val/accuracy,val/loss", "has 'val/loss' again", "leave one out"),
+    ],
+)
+def test_of_several_metrics_the_wrong_one_is_named(metric: str, wrong: str, way_out: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_metric(metric, ["color", "marks"])
+    assert wrong in str(refused.value)
+    assert way_out in str(refused.value)

@@ -19,16 +19,12 @@ from raymlc.model.network import build_network
 from raymlc.model.start import start_lines
 from raymlc.optim.build import build_optimizer
 from raymlc.options import TuneOptions
-from raymlc.search.space import Space
-from raymlc.search.storage import open_study
 from raymlc.search.study import Row, StudyBook
 from raymlc.training.metrics import majority_accuracy
 from raymlc.training.run import BEST, SUMMARY
 from raymlc.trial import TrialConfig
 from raymlc.watch.progress import table_of_trials, write_summary
 from raymlc.watch.recorder import Recorder, trial_folder
-
-STUDY_FILE = "study.journal"  # in a sweep's folder
 
 
 def check_trials(
@@ -58,28 +54,13 @@ def check_trials(
 
 
 def launch(
-    options: TuneOptions,
-    folder: Path,
-    space: Space,
-    epochs: int,
-    table: Table,
-    console: Console,
+    options: TuneOptions, folder: Path, book: StudyBook, table: Table, console: Console
 ) -> int:
     """Run the sweep in its folder and say how it went: 0 well, 1 all failed, 130 Ctrl-C.
 
-    epochs: of the longest trial that the space may ask for.
-    Raises UserError for a study or a Ray that cannot be had, or trials that would not fit.
+    Raises UserError for a Ray that cannot be had, or trials that would not fit.
     """
     heads = table.labels.names
-    study = open_study(
-        folder / STUDY_FILE,
-        options.metric,
-        options.sampler,
-        options.pruner,
-        options.seed,
-        epochs,
-    )
-    book = StudyBook(study, space, options.metric, options.trials)
     cache = options.cache  # the user's home differs from node to node, their folder does not
     cache = cache if str(cache).startswith("~") else cache.absolute()
     job = Job(table, folder, cache, options.broken_images, options.metric)
@@ -95,11 +76,11 @@ def launch(
     with ray_session(options.address, options.verbose):
         placement, concurrency = place(asked, growing=options.address is not None)
         console.print(
-            f"{options.trials} trials, {concurrency} at a time, each on {placement.workers} x"
+            f"{book.trials} trials, {concurrency} at a time, each on {placement.workers} x"
             f" ({placement.cpus:g} CPU, {placement.gpus:g} GPU)",
             highlight=False,
         )
-        recorder = Recorder(book, folder, heads, options.trials, console)
+        recorder = Recorder(book, folder, heads, book.trials, console)
         try:
             run_sweep(recorder, job, placement, concurrency)
         except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
-from raymlc.cluster.train import FAILURE, METRICS
+from raymlc.cluster.train import FAILURE, METRICS, NODE
 from raymlc.watch.recorder import Recorder
 
 
@@ -37,7 +37,8 @@ class StudySearcher(_Unsaved, Searcher):  # type: ignore[misc]
             return None
         assignment = self._recorder.next()
         if assignment is None:
-            return str(Searcher.FINISHED)
+            # A trial that waits at a rung may be promoted by what the running ones report.
+            return str(Searcher.FINISHED) if self._recorder.finished else None
         self.numbers[trial_id] = assignment.number
         return {"number": assignment.number, "config": assignment.config.to_dict()}
 
@@ -51,7 +52,7 @@ class StudySearcher(_Unsaved, Searcher):  # type: ignore[misc]
         metrics = epoch_metrics(result)
         if metrics and trial_id not in self.stopped:
             # Tune shows the result by which a trial ends itself to no scheduler, but here.
-            self._recorder.epoch(number, metrics)
+            self._recorder.epoch(number, metrics, result.get(NODE, ""))
         self._recorder.end(number, result.get(FAILURE, ""))
 
     def save(self, checkpoint_path: str) -> None:
@@ -71,7 +72,7 @@ class StudyScheduler(_Unsaved, FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = self._searcher.numbers[trial.trial_id]
-        stop = self._recorder.epoch(number, epoch_metrics(result))
+        stop = self._recorder.epoch(number, epoch_metrics(result), result.get(NODE, ""))
         if stop:
             self._searcher.stopped.add(trial.trial_id)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)

@@ -23,7 +23,8 @@ from raymlc.training.evaluate import Workers
 from raymlc.trial import TrialConfig
 
 METRICS = "metrics"  # in a trial's result, an epoch's metrics, apart from what Tune adds to it
-FAILURE = "failure"  # in its place, why the trial cannot go on
+NODE = "node"  # beside them, the host of the trial's own process
+FAILURE = "failure"  # in their place, why the trial cannot go on
 _MAX_RESTARTS = 2  # of a trial's workers after one was lost
 _ABORT_SECONDS = 60.0
 

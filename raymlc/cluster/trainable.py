@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import traceback
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from ray import tune
 
-from raymlc.cluster.train import FAILURE, METRICS, TorchTrainerEpochs
+from raymlc.cluster.train import FAILURE, METRICS, NODE, TorchTrainerEpochs
 from raymlc.cluster.worker import Job, TrialRunner, failure_line
 from raymlc.trial import TrialConfig
 from raymlc.watch.recorder import trial_folder
@@ -56,7 +57,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             raise  # the device is lost to this process, so the trial goes on in another one
         except Exception as error:
             return {"done": True, FAILURE: self._write_down(error)}
-        return {METRICS: metrics, "done": metrics["epoch"] >= self._config.epochs}
+        done = metrics["epoch"] >= self._config.epochs
+        return {METRICS: metrics, NODE: socket.gethostname(), "done": done}
 
     def cleanup(self) -> None:
         self._epochs.close()

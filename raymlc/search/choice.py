@@ -9,13 +9,15 @@ from typing import Literal
 import optuna
 
 from raymlc.errors import UserError
-from raymlc.search.pruner import RungPruner
+from raymlc.search.pruner import OneEpochPruner, PromotingPruner, RungPruner
 from raymlc.search.sampler import RungSampler
 
 # "rungs" are raymlc's own, made for each other; the others are Optuna's, by its names. "qmc", "gp"
 # and "cmaes" learn from finished trials only, or from none.
 SamplerName = Literal["rungs", "tpe", "random", "qmc", "gp", "cmaes", "nsga2"]
-PrunerName = Literal["rungs", "asha", "hyperband", "median", "wilcoxon", "none"]
+PrunerName = Literal[
+    "rungs", "promote", "asha", "hyperband", "median", "wilcoxon", "one-epoch", "none"
+]
 
 # Packages that Optuna leaves to its user to install.
 _NEEDS = {"qmc": "scipy", "gp": "scipy", "cmaes": "cmaes"}
@@ -61,6 +63,10 @@ def make_pruner(name: PrunerName, epochs: int) -> optuna.pruners.BasePruner:
     match name:
         case "rungs":
             return RungPruner(epochs)
+        case "promote":
+            return PromotingPruner(epochs)
+        case "one-epoch":
+            return OneEpochPruner()
         case "asha":
             return optuna.pruners.SuccessiveHalvingPruner(
                 min_resource=max(1, round(epochs / 5)), reduction_factor=2

@@ -1,11 +1,30 @@
-"""The pruner: asynchronous successive halving at fractions of each trial's own length."""
+"""Pruners: successive halving at shares of each trial's own length, final or with a return."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Collection, Mapping
+
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from raymlc.search.rungs import chance, fractions, length, losses, rung_epoch, spared, trust
+
+
+class Promoting(optuna.pruners.BasePruner):
+    """A pruner whose trials are halted, not ended: each may be continued from its last epoch.
+
+    A halted trial stays RUNNING in its study, and so stands at its rungs as all others do.
+    """
+
+    @abstractmethod
+    def promote(self, study: optuna.Study, paused: Collection[int], all_asked: bool) -> int | None:
+        """The number of a halted trial that goes on by now; None if none does.
+
+        paused: the trials that are halted; who is promoted is no longer one of them. all_asked: no
+        trial will be begun any more.
+        """
 
 
 class RungPruner(optuna.pruners.BasePruner):
@@ -36,22 +55,70 @@ class RungPruner(optuna.pruners.BasePruner):
         before = steps[-2] if len(steps) > 1 else 0
         epochs = length(trial, self._longest)
         passed = [
-            fraction
-            for fraction in self._fractions
+            at
+            for at, fraction in enumerate(self._fractions)
             if before < rung_epoch(fraction, epochs) <= steps[-1]
         ]
         if not passed:
             return False
+        rungs = self._losses(study)
+        if passed[-1] < len(rungs) - 1 and chance(trial.number) < spared(trust(rungs)):
+            return False
+        return not self._among_the_best(trial.number, rungs[passed[-1]])
+
+    def _losses(self, study: optuna.Study) -> list[dict[int, float]]:
         trials = study.get_trials(deepcopy=False)
-        at = self._fractions.index(passed[-1])
-        rungs = losses(trials, self._fractions, self._longest, study.direction)
-        if passed[-1] != self._fractions[-1] and chance(trial.number) < spared(trust(rungs)):
-            return False
-        there = rungs[at]
-        mine = rungs[at][trial.number]
-        others = [loss for number, loss in there.items() if number != trial.number]
-        if not others:
-            return False
-        # Of n trials before, it must be among the best n/factor; a quantile of infinities is NaN.
-        ahead = sum(other < mine for other in others)
-        return ahead > (len(others) - 1) / self._factor
+        return losses(trials, self._fractions, self._longest, study.direction)
+
+    def _among_the_best(self, number: int, there: Mapping[int, float]) -> bool:
+        # Of n others, it must be among the best n/factor; a quantile of infinities is NaN.
+        ahead = sum(loss < there[number] for loss in there.values())
+        return ahead <= max(0.0, (len(there) - 2) / self._factor)
+
+
+class PromotingPruner(RungPruner, Promoting):
+    """Halts as `RungPruner` does, and lets go on who is among the best share by now.
+
+    arXiv:1810.05934, Algorithm 2. A promising trial that came early, when better ones happened to
+    be there, is not lost; so trials that run long are chosen from all, not from latecomers only.
+    """
+
+    def promote(self, study: optuna.Study, paused: Collection[int], all_asked: bool) -> int | None:
+        """Of the highest rung that has one, the best halted trial that is in its best share."""
+        left = set(paused)
+        for there in reversed(self._losses(study)):
+            here = [number for number in there if number in left]
+            if here:
+                best = min(here, key=lambda number: (there[number], number))
+                if self._among_the_best(best, there):
+                    return best
+            left.difference_update(here)
+        return None
+
+
+class OneEpochPruner(Promoting):
+    """Halts every trial after one epoch; when all were seen, the best tenth runs to the end.
+
+    The baseline that many a searcher does not beat: arXiv:2307.15422.
+    """
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether `trial` has reported no epoch but one."""
+        return len(trial.intermediate_values) == 1
+
+    def promote(self, study: optuna.Study, paused: Collection[int], all_asked: bool) -> int | None:
+        """The best halted one of the tenth; None until each trial has had its epoch.
+
+        A trial that fails leaves its place in the tenth to the next.
+        """
+        trials = study.get_trials(deepcopy=False)
+        if not all_asked or any(
+            not trial.state.is_finished() and not trial.intermediate_values for trial in trials
+        ):
+            return None
+        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+        seen = [t for t in trials if t.intermediate_values and t.state != TrialState.FAIL]
+        first = {t.number: sign * t.intermediate_values[min(t.intermediate_values)] for t in seen}
+        best = sorted(first, key=lambda number: (first[number], number))
+        tenth = best[: max(1, round(len(trials) / 10))]
+        return next((number for number in tenth if number in paused), None)

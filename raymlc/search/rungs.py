@@ -11,7 +11,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 SPARED = 0.25  # share of trials that no early rung stops, before it is known what those are worth
-CONFIG, REASON = "config", "reason"  # a trial's attributes: its values; why it failed
+# A trial's attributes: its values; why it failed; whether it was halted and may be promoted.
+CONFIG, REASON, PAUSED, ASIDE = "config", "reason", "paused", "aside"
 
 
 def fractions(first: float, factor: float) -> list[float]:

@@ -36,10 +36,11 @@ def fit(
     """Train on, yielding one dict of metrics after each epoch that is left.
 
     Keys are TensorBoard tags: "epoch" (from 1), "lr" (the backbone's, at the epoch's last step),
-    "train/loss" (smoothed, weighted and augmented) and "train/loss/HEAD", "images_per_second" (of
-    training, over all workers) and `evaluate`'s under "val" for the deployed weights; with a moving
-    average, those of the raw weights under "val_raw". Where a trial has them, "train/weight/HEAD"
-    (learnt weights of the heads' losses) and "micro_batch_size". Every worker yields the same dict.
+    "images" (trained on so far), "train/loss" (smoothed, weighted and augmented) and
+    "train/loss/HEAD", "images_per_second" (of training, over all workers) and `evaluate`'s under
+    "val" for the deployed weights; with a moving average, those of the raw weights under "val_raw".
+    Where a trial has them, "train/weight/HEAD" (learnt weights of the heads' losses) and
+    "micro_batch_size". Every worker yields the same dict.
     progress: passes on an epoch's batches, which lets it show how far the epoch is.
     While the caller holds a dict, `training` is in the state it describes: that is when to save.
     Raises Diverged, with the epoch and the heads, if the epoch's loss was not finite; UserError if
@@ -61,6 +62,7 @@ def fit(
         metrics |= {
             "epoch": float(training.epoch),
             "lr": training.optimizer.param_groups[0]["lr"],
+            "images": float(training.epoch * steps * config.batch_size),
             "images_per_second": steps * config.batch_size / seconds,
         }
         if training.micro_batch_size:

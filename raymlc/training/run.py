@@ -15,7 +15,7 @@ import torch
 
 from raymlc.data.store import ImageSplit
 from raymlc.labels import Labels
-from raymlc.metric import higher_is_better
+from raymlc.metric import higher_is_better, objectives, score_of
 from raymlc.training.checkpoint import (
     load_history,
     load_last,
@@ -37,7 +37,8 @@ class Keep:
     """Which checkpoints of a trial are kept, beside the best and what it needs to go on.
 
     top: this many best epochs, each in epochs/NNNN, the best of all among them; 1 keeps `best`
-    alone. heads: for each head the epoch that was best for it, in heads/NAME.
+    alone. heads: for each head the epoch that was best for it, in heads/NAME, by the same metric of
+    that head, or the first of several.
     """
 
     top: int = 1
@@ -58,9 +59,10 @@ def run_trial(
 ) -> Iterator[dict[str, float]]:
     """Yield the metrics of every epoch: those that `folder` already holds, then new ones.
 
-    folder/best is the checkpoint of the epoch with the best `metric`; folder/summary.csv has a row
-    an epoch. Each epoch is on disk before it is yielded: a process killed at any moment loses the
-    epoch it was in. Only worker 0 writes. progress: as `fit` has it.
+    folder/best is the checkpoint of the epoch with the best `metric`, or the best `score_of`
+    several; folder/summary.csv has a row an epoch. Each epoch is on disk before it is yielded: a
+    process killed at any moment loses the epoch it was in. Only worker 0 writes. progress: as `fit`
+    has it.
     Raises what `fit` and `Training` raise.
     """
     history = load_history(folder / LAST)
@@ -80,13 +82,13 @@ def run_trial(
 
 
 def best_epochs(history: Sequence[dict[str, float]], metric: str, count: int) -> list[int]:
-    """The numbers of the `count` epochs with the best `metric`, best first, of equals the first.
+    """The numbers of the `count` epochs with the best `score_of`, best first, of equals the first.
 
     Epochs in which it is not a number are left out.
     """
     sign = -1 if higher_is_better(metric) else 1
-    known = [metrics for metrics in history if not math.isnan(metrics[metric])]
-    known.sort(key=lambda metrics: sign * metrics[metric])
+    known = [metrics for metrics in history if not math.isnan(score_of(metrics, metric))]
+    known.sort(key=lambda metrics: sign * score_of(metrics, metric))
     return [int(metrics["epoch"]) for metrics in known[:count]]
 
 
@@ -102,14 +104,14 @@ def _keep_best(
 ) -> None:
     places = {folder / BEST: metric}
     if keep.heads:
-        kind = "/".join(metric.split("/")[:2])
+        kind = "/".join(objectives(metric)[0].split("/")[:2])
         places |= {
             head_folder(folder, training.labels, head): f"{kind}/{head}"
             for head in training.labels.names
             if f"{kind}/{head}" in metrics
         }
     for place, name in places.items():
-        if _better(metrics[name], read_score(place).get(name, math.nan), name):
+        if _better(score_of(metrics, name), score_of(read_score(place), name), name):
             _save(training, metrics, place)
     if keep.top > 1:
         _keep_top(training, metrics, folder / EPOCHS, metric, keep.top)

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from raymlc.search.study import Row
-from raymlc.trial import TrialConfig
+from raymlc.metric import score_of
+from raymlc.search.study import Assignment, Row
 
+ENDED = ("COMPLETE", "PRUNED", "FAIL")  # states of trials that will not go on
 _QUIET_SECONDS = 10.0  # between lines about epochs where no bar can be drawn
 
 
@@ -47,17 +48,18 @@ class Lines:
         self._task = self._bar.add_task("", total=trials, completed=done)
         self._bar.start()
 
-    def start(self, number: int, params: Mapping[str, Any], config: TrialConfig) -> None:
-        """Say that a trial begins."""
+    def start(self, trial: Assignment, params: Mapping[str, Any]) -> None:
+        """Say that a trial begins, or goes on."""
         values = ", ".join(f"{name}={brief(value)}" for name, value in params.items())
-        self._say(f"trial {number} starts, up to {_epochs(config.epochs)}: {values}")
+        how = f"goes on after {_epochs(trial.epochs)}" if trial.epochs else "starts"
+        self._say(f"trial {trial.number} {how}, up to {_epochs(trial.config.epochs)}: {values}")
 
     def epoch(self, number: int, metrics: Mapping[str, float]) -> None:
         """Say how far a trial is, on the bar or at a calm pace."""
         self._epochs[number] = metrics["epoch"]
         text = (
             f"trial {number} epoch {metrics['epoch']:.0f}: {self._metric}"
-            f" {metrics[self._metric]:.3f}, {metrics['images_per_second']:,.0f} images/s"
+            f" {score_of(metrics, self._metric):.3f}, {metrics['images_per_second']:,.0f} images/s"
         )
         self._bar.update(self._task, description=text)
         if self._bar.disable and time.monotonic() - self._said > _QUIET_SECONDS:
@@ -65,7 +67,7 @@ class Lines:
 
     def end(self, row: Row, heads: Sequence[str], best: Row) -> None:
         """Say how a trial ended, and which is the best so far."""
-        self._done += 1
+        self._done += row.state in ENDED
         self._bar.update(self._task, completed=self._done)
         if row.state == "FAIL":
             self._say(f"trial {row.number} failed after {_epochs(row.epochs)}: {row.reason}")

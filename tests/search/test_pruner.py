@@ -1,4 +1,4 @@
-"""A trial is stopped at a share of its own run if it is not among the best that came so far."""
+"""A trial goes on at a share of its own run if it is among the best, at once or later."""
 
 from typing import Literal
 
@@ -7,8 +7,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from raymlc.search.pruner import RungPruner
-from raymlc.search.rungs import CONFIG, REASON
+from raymlc.search.pruner import OneEpochPruner, Promoting, PromotingPruner, RungPruner
+from raymlc.search.rungs import CONFIG, PAUSED, REASON, SPARED, chance
 
 
 def study(
@@ -132,3 +132,160 @@ def test_some_trials_are_spared_until_the_last_rung_and_more_where_early_rungs_m
     assert 0.5 < told.count(1) / 200 < 0.7  # of those that halving would stop there: two thirds
     assert misled.count(1) / 200 < 0.35
     assert misled.count(3) / 200 > 0.25
+
+
+class Sweep:
+    """A study whose trials are halted and continued, as the book does it."""
+
+    def __init__(
+        self, pruner: Promoting, direction: Literal["minimize", "maximize"] = "minimize"
+    ) -> None:
+        self.study = optuna.create_study(direction=direction, pruner=pruner)
+        self.pruner = pruner
+        self.trials: list[optuna.Trial] = []
+        self.paused: set[int] = set()
+
+    def begin(self, epochs: int = 9) -> int:
+        trial = self.study.ask()
+        trial.set_user_attr(CONFIG, {"epochs": epochs})
+        self.trials.append(trial)
+        return trial.number
+
+    def go(self, number: int, values: list[float], from_epoch: int = 1, epochs: int = 9) -> int:
+        """Report values; the epoch at which the trial is halted, 0 for its end or not yet."""
+        trial = self.trials[number]
+        for epoch, value in enumerate(values, start=from_epoch):
+            trial.report(value, epoch)
+            if epoch == epochs:
+                self.study.tell(trial, value)
+            elif trial.should_prune():
+                trial.set_user_attr(PAUSED, True)
+                self.paused.add(number)
+                return epoch
+        return 0
+
+    def run(self, values: list[float]) -> int:
+        return self.go(self.begin(), values)
+
+    def promote(self, all_asked: bool = False) -> int | None:
+        number = self.pruner.promote(self.study, self.paused, all_asked)
+        if number is not None:
+            self.paused.remove(number)
+            self.trials[number].set_user_attr(PAUSED, False)
+        return number
+
+    def fail(self, number: int) -> None:
+        self.trials[number].set_user_attr(REASON, "the loss was not finite")
+        self.study.tell(self.trials[number], state=TrialState.FAIL)
+
+
+def promoting(direction: Literal["minimize", "maximize"] = "minimize") -> Sweep:
+    return Sweep(PromotingPruner(9, first=1 / 9, factor=3), direction)
+
+
+def test_a_promising_trial_that_came_early_is_continued_when_worse_ones_have_come() -> None:
+    sweep = promoting()
+    sweep.run([0.1])
+    assert sweep.run([0.2]) == 1  # the second of two: halted
+    assert sweep.promote() is None
+    for loss in (0.6, 0.7):
+        sweep.run([loss])
+        assert sweep.promote() is None
+    sweep.run([0.8])
+    assert sweep.promote() == 1  # the second of five
+    assert sweep.promote() is None
+    assert {3, 4} <= sweep.paused
+
+
+def test_higher_is_better_in_a_promotion_where_the_study_says_so() -> None:
+    sweep = promoting("maximize")
+    for value in (0.9, 0.8, 0.4, 0.3, 0.2):
+        sweep.run([value])
+    assert sweep.promote() == 1
+
+
+def test_who_was_promoted_past_a_rung_is_not_halted_there_again_but_at_the_next() -> None:
+    sweep = promoting()
+    sweep.run([0.1] * 3)
+    for loss in (0.2, 0.6, 0.7, 0.8):
+        sweep.run([loss])
+    assert sweep.promote() == 1
+    assert sweep.go(1, [0.2, 0.2], from_epoch=2) == 3
+    assert sweep.promote() is None
+
+
+def test_the_highest_rung_is_served_first_and_there_the_best() -> None:
+    sweep = promoting()
+    sweep.run([0.1] * 3)
+    late = [n for n in range(1, 40) if chance(n) < SPARED][:4]  # no early rung halts these
+    for number in range(1, late[-1] + 1):
+        sweep.run([0.5, 0.5, 0.2 + number / 100] if number in late else [0.9])
+    assert sweep.paused >= set(late)
+    assert sweep.promote() == late[0]
+    promoted = [sweep.promote() for _ in range(3)]
+    assert not set(promoted) & set(late)  # the best two of five have gone on
+
+
+def test_the_share_that_is_promoted_counts_those_that_went_on_before() -> None:
+    sweep = promoting()
+    rng = np.random.default_rng(0)
+    for loss in rng.permutation(60) / 60:
+        sweep.run([float(loss)])
+        while sweep.promote() is not None:
+            pass
+    gone_on = [n for n in range(60) if n not in sweep.paused]
+    value = {t.number: t.intermediate_values[1] for t in sweep.study.trials}
+    spared_ones = [n for n in gone_on if value[n] >= 1 / 3 + 0.05]
+    assert all(n in gone_on for n in value if value[n] < 1 / 3 - 0.05)
+    assert len(spared_ones) < 60 * (SPARED + 0.1)
+
+
+def test_running_and_failed_trials_count_at_a_rung_from_which_others_are_promoted() -> None:
+    sweep = promoting()
+    sweep.run([0.1])
+    assert sweep.run([0.2]) == 1
+    for _ in range(3):
+        sweep.fail(sweep.begin())
+    assert sweep.promote() == 1
+
+
+def test_one_trial_always_gets_to_its_end() -> None:
+    sweep = promoting()
+    halted = [sweep.run([loss] * 9) for loss in (0.5, 0.4, 0.3, 0.6, 0.7)]
+    while (number := sweep.promote(all_asked=True)) is not None:
+        first = max(sweep.study.trials[number].intermediate_values) + 1
+        sweep.go(number, [sweep.study.trials[number].intermediate_values[1]] * 9, first)
+    assert 0 in halted
+    assert any(t.state == TrialState.COMPLETE for t in sweep.study.trials)
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_every_trial_gets_one_epoch_and_then_the_best_tenth_the_rest(
+    direction: Literal["minimize", "maximize"],
+) -> None:
+    sweep = Sweep(OneEpochPruner(), direction)
+    sign = 1 if direction == "minimize" else -1
+    values = [5, 4, 9, 1, 8, 2, 7, 3, 6, 0, *range(10, 20)]
+    for value in values[:-1]:
+        assert sweep.run([sign * value]) == 1
+        assert sweep.promote() is None
+    last = sweep.begin()
+    assert sweep.promote(all_asked=True) is None  # one is still in its first epoch
+    assert sweep.go(last, [sign * values[-1]]) == 1
+    assert [sweep.promote(all_asked=True) for _ in range(3)] == [9, 3, None]
+    assert sweep.go(9, [99.0 * sign] * 8, from_epoch=2) == 0
+    assert sweep.study.trials[9].state == TrialState.COMPLETE
+
+
+def test_at_least_one_of_few_goes_on_after_its_one_epoch_and_another_in_place_of_a_failed() -> None:
+    sweep = Sweep(OneEpochPruner())
+    for value in (0.3, 0.1, 0.2):
+        sweep.run([value])
+    assert [sweep.promote(all_asked=True) for _ in range(2)] == [1, None]
+    sweep.fail(1)
+    assert [sweep.promote(all_asked=True) for _ in range(2)] == [2, None]
+
+
+def test_with_no_trial_there_is_none_to_promote() -> None:
+    assert promoting().promote(all_asked=True) is None
+    assert Sweep(OneEpochPruner()).promote(all_asked=True) is None

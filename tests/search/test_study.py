@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -17,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from raymlc.errors import UserError
+from raymlc.search.budget import Budget
 from raymlc.search.choice import PrunerName, SamplerName, make_sampler
 from raymlc.search.space import Space
 from raymlc.search.storage import open_study
@@ -229,7 +231,8 @@ def test_an_interrupted_trial_is_handed_out_again_under_its_number(journal: Path
     one.end(1, {ACCURACY: 0.9})
 
     again = book(journal)
-    assert [begin(again), begin(again)] == [before[0], before[2]]
+    assert begin(again) == replace(before[0], epochs=2)
+    assert begin(again) == before[2]
     assert report(again, 0, [0.5, 0.6, 0.7]) == [False] * 3
     again.end(0, {ACCURACY: 0.7})
     again.end(2, {}, "it burst")
@@ -318,7 +321,8 @@ def test_rows_of_running_trials_have_their_epochs_and_no_score(journal: Path) ->
     begin(one)
     report(one, 0, [0.5, 0.6])
     (row,) = book(journal).rows()
-    assert (row.state, row.epochs, row.metrics) == ("RUNNING", 2, {})
+    assert (row.state, row.epochs, row.metrics) == ("HALTED", 2, {})
+    assert one.rows()[0].state == "RUNNING"
     assert math.isnan(row.score)
     assert math.isnan(row.seconds)
 
@@ -369,6 +373,7 @@ def test_every_sampler_and_pruner_takes_a_sweep_to_its_end(
             if one.report(assignment.number, {"epoch": float(epoch), ACCURACY: score}):
                 break
         one.end(assignment.number, {ACCURACY: score})
+    one.close()
     states = [trial.state for trial in stored_trials(journal)]
     assert len(states) == 12
     assert set(states) <= {TrialState.COMPLETE, TrialState.PRUNED}
@@ -384,6 +389,118 @@ def test_a_sampler_whose_package_is_missing_says_what_to_install(
     assert str(refused.value) == (
         "--sampler cmaes needs cmaes, which is not installed: pip install cmaes"
     )
+
+
+@pytest.mark.parametrize("pruner", ["promote", "one-epoch"])
+def test_a_trial_that_waits_at_a_rung_goes_on_where_it_was_and_is_pruned_at_the_end_if_not(
+    journal: Path, pruner: PrunerName
+) -> None:
+    one = book(journal, trials=9, pruner=pruner)
+    trained: dict[int, int] = {}  # epochs of each trial, none of which is trained twice
+    handed_out: list[int] = []
+    while (assignment := one.next()) is not None:
+        number = assignment.number
+        handed_out.append(number)
+        assert assignment.epochs == trained.get(number, 0)
+        for epoch in range(assignment.epochs + 1, EPOCHS + 1):
+            trained[number] = epoch
+            if one.report(number, {"epoch": float(epoch), ACCURACY: 1 - number / 10}):
+                break
+        state = one.end(number, {ACCURACY: 1 - number / 10})
+        waits = trained[number] < EPOCHS
+        assert state == (TrialState.RUNNING if waits else TrialState.COMPLETE)
+        assert ("PAUSED" in {row.state for row in one.rows() if row.number == number}) == waits
+    assert one.finished
+    assert len(set(handed_out)) == 9 < len(handed_out)
+    waiting = sorted(number for number, epochs in trained.items() if epochs < EPOCHS)
+    assert one.close() == waiting
+    states = {trial.number: trial.state for trial in stored_trials(journal)}
+    assert trained[0] == EPOCHS
+    assert states == {
+        number: TrialState.COMPLETE if epochs == EPOCHS else TrialState.PRUNED
+        for number, epochs in trained.items()
+    }
+
+
+def test_a_trial_that_waits_still_waits_after_a_kill(journal: Path) -> None:
+    one = book(journal, trials=3, pruner="one-epoch")
+    begin(one), begin(one)
+    assert report(one, 0, [0.9]) == [True]  # and then a kill, before the trial is closed
+    assert report(one, 1, [0.1]) == [True]
+    one.end(1, {ACCURACY: 0.1})
+    again = book(journal, trials=3, pruner="one-epoch")
+    assert begin(again).number == 2
+    assert again.next() is None
+    assert not again.finished  # trial 2 has not had its epoch
+    assert report(again, 2, [0.5]) == [True]
+    again.end(2, {ACCURACY: 0.5})
+    assert begin(again) == Assignment(0, begin_config(journal, 0), epochs=1)
+
+
+def begin_config(journal: Path, number: int) -> TrialConfig:
+    """The trial as the study has it."""
+    return TrialConfig.from_dict(stored_trials(journal)[number].user_attrs["config"])
+
+
+def test_a_budget_of_epochs_stops_all_trials_and_more_of_it_goes_on_with_them(
+    journal: Path,
+) -> None:
+    study = open_study(journal, ACCURACY, "random", "none", 0, EPOCHS)
+    one = StudyBook(study, SPACE, ACCURACY, 4, Budget(epochs=5))
+    begin(one), begin(one)
+    assert report(one, 0, [0.1, 0.2, 0.3]) == [False] * 3
+    assert report(one, 1, [0.1, 0.2]) == [False, True]
+    assert report(one, 0, [0.4], first=4) == [True]  # it was in its epoch then
+    assert [one.end(number, {ACCURACY: 0.3}) for number in (0, 1)] == [TrialState.RUNNING] * 2
+    assert one.next() is None
+    assert one.finished
+    assert one.close() == []
+    assert {row.state for row in one.rows()} == {"HALTED"}
+
+    spent = StudyBook(study, SPACE, ACCURACY, 4, Budget(epochs=6))
+    assert spent.next() is None
+    more = StudyBook(study, SPACE, ACCURACY, 4, Budget(epochs=9))
+    assert [begin(more).epochs, begin(more).epochs] == [4, 2]
+    assert report(more, 0, [0.5], first=5) == [False]
+
+
+def test_a_budget_of_time_begins_with_the_first_trial_and_lets_the_last_epoch_be_told(
+    journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("raymlc.search.study.time.monotonic", lambda: now)
+    study = open_study(journal, ACCURACY, "random", "none", 0, EPOCHS)
+    one = StudyBook(study, SPACE, ACCURACY, 4, Budget(seconds=60))
+    now += 1000
+    begin(one), begin(one)
+    now += 59
+    assert report(one, 0, [0.5]) == [False]
+    now += 1
+    assert one.next() is None
+    assert report(one, 1, [0.5]) == [True]
+    assert one.report(0, {"epoch": float(EPOCHS), ACCURACY: 0.9}) is False
+    assert one.end(0, {ACCURACY: 0.9}) == TrialState.COMPLETE
+    assert one.end(1, {ACCURACY: 0.5}) == TrialState.RUNNING
+
+
+def test_what_a_trial_cost_and_where_it_lies_are_attributes_that_add_up(
+    journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("raymlc.search.study.time.monotonic", lambda: now)
+    study = open_study(journal, ACCURACY, "random", "none", 0, EPOCHS)
+    for epoch, node in ((1, "here"), (2, "there")):
+        one = StudyBook(study, SPACE, ACCURACY, 1, Budget(epochs=epoch))
+        begin(one)
+        now += 10
+        told = {"epoch": float(epoch), ACCURACY: 0.5, "images": 64.0 * epoch}
+        assert one.report(0, told, node) is True
+        one.end(0, {ACCURACY: 0.5}, checkpoint="trials/0000/best")
+    attributes = stored_trials(journal)[0].user_attrs
+    assert attributes["seconds"] == 20
+    assert attributes["images"] == 128
+    assert attributes["node"] == "there"
+    assert attributes["checkpoint"] == "trials/0000/best"
 
 
 # Reports an epoch, and is killed while it writes the next one: it has the lock.

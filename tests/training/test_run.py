@@ -13,9 +13,10 @@ from torch import Tensor
 import raymlc.training.run as run
 from raymlc.data.store import ImageSplit
 from raymlc.labels import Labels
+from raymlc.metric import score_of
 from raymlc.training.checkpoint import load_checkpoint, load_history, read_score, save_last
 from raymlc.training.evaluate import Workers, evaluate
-from raymlc.training.run import BEST, LAST, SUMMARY, run_trial
+from raymlc.training.run import BEST, LAST, SUMMARY, Keep, best_epochs, head_folder, run_trial
 from raymlc.training.state import Training
 from raymlc.trial import TrialConfig
 
@@ -33,8 +34,9 @@ def start(labels: Labels, train: ImageSplit, val: ImageSplit, tmp_path: Path) ->
         name: str = "trial",
         metric: str = "val/accuracy",
         workers: Workers = Workers(),
+        keep: Keep = Keep(),
     ) -> Iterator[dict[str, float]]:
-        return run_trial(config, labels, train, val, tmp_path / name, metric, CPU, workers)
+        return run_trial(config, labels, train, val, tmp_path / name, metric, CPU, workers, keep)
 
     return start
 
@@ -75,7 +77,9 @@ def assert_same(first: Any, second: Any) -> None:
         assert first == second
 
 
-@pytest.mark.parametrize("metric", ["val/accuracy", "val/balanced_accuracy/side", "val/loss"])
+@pytest.mark.parametrize(
+    "metric", ["val/accuracy", "val/balanced_accuracy/side", "val/loss", "val/accuracy,val/loss"]
+)
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_best_checkpoint_measures_exactly_what_was_recorded(
@@ -93,10 +97,10 @@ def test_the_best_checkpoint_measures_exactly_what_was_recorded(
     )
     history = list(start(config, metric=metric))
     choose = min if metric == "val/loss" else max
-    best = choose(history, key=lambda metrics: metrics[metric])
+    best = choose(history, key=lambda metrics: score_of(metrics, metric))
 
     checkpoint = load_checkpoint(tmp_path / "trial" / BEST)
-    assert checkpoint.metrics[metric] == best[metric]
+    assert checkpoint.metrics == best
     layout = torch.channels_last if channels_last else torch.contiguous_format
     again = evaluate(
         checkpoint.network.to(memory_format=layout),
@@ -111,17 +115,21 @@ def test_the_best_checkpoint_measures_exactly_what_was_recorded(
     assert checkpoint.labels == labels
 
 
-@pytest.fixture
-def scored(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, list[float]], None]:
-    """scored(metric, values): epoch by epoch training moves the weights and scores these values."""
+Scored = Callable[[dict[str, list[float]]], None]
 
-    def scored(metric: str, values: list[float]) -> None:
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> Scored:
+    """scored({metric: values}): epoch by epoch training moves the weights and scores these."""
+
+    def scored(values: dict[str, list[float]]) -> None:
         def fake_fit(training: Training, *_: Any) -> Iterator[dict[str, float]]:
             while training.epoch < training.config.epochs:
                 training.epoch += 1
                 for tensor in training.deployed.state_dict().values():
                     tensor.fill_(training.epoch)
-                yield {"epoch": float(training.epoch), metric: values[training.epoch - 1]}
+                now = {name: column[training.epoch - 1] for name, column in values.items()}
+                yield {"epoch": float(training.epoch), **now}
 
         monkeypatch.setattr(run, "fit", fake_fit)
 
@@ -150,12 +158,12 @@ def test_the_best_checkpoint_is_the_first_epoch_with_the_best_metric(
     config: TrialConfig,
     tmp_path: Path,
     start: Runner,
-    scored: Callable[[str, list[float]], None],
+    scored: Scored,
     metric: str,
     values: list[float],
     best: int,
 ) -> None:
-    scored(metric, values)
+    scored({metric: values})
     config = config.replace({"epochs": 4})
     for epoch, metrics in enumerate(start(config, metric=metric), start=1):
         assert metrics["epoch"] == epoch
@@ -165,10 +173,59 @@ def test_the_best_checkpoint_is_the_first_epoch_with_the_best_metric(
     assert all((tensor == best).all() for tensor in weights.values())
 
 
-def test_the_best_checkpoint_is_found_across_a_resume(
-    config: TrialConfig, tmp_path: Path, start: Runner, scored: Callable[[str, list[float]], None]
+@pytest.mark.parametrize(
+    ("values", "order"),
+    [
+        # Neither the best of the first objective nor of the second has the best mean.
+        ({"val/accuracy/color": [0.9, 0.7, 0.1, 0.7], "val/accuracy/side": [0, 0.6, 0.9, 0.3]},
+         [2, 3, 4, 1]),
+        ({"val/loss": [5.0, 1.0, 2.0, 4.0], "val/accuracy": [0.9, 0.1, 0.9, 0.9]}, [2, 3, 4, 1]),
+        ({"val/loss": [2.0, 1.0, 1.0, NAN], "val/loss/side": [2.0, 1.0, 0.5, 0.0]}, [3, 2, 1]),
+    ],
+)  # fmt: skip
+def test_of_several_objectives_the_epochs_with_the_best_mean_are_kept(
+    config: TrialConfig,
+    tmp_path: Path,
+    start: Runner,
+    scored: Scored,
+    values: dict[str, list[float]],
+    order: list[int],
 ) -> None:
-    scored("val/accuracy", [0.3, 0.9, 0.5, 0.8])
+    scored(values)
+    history = list(start(config.replace({"epochs": 4}), metric=",".join(values), keep=Keep(top=2)))
+    assert best_epochs(history, ",".join(values), 4) == order
+    assert read_score(tmp_path / "trial" / BEST)["epoch"] == order[0]
+    kept = {int(path.name) for path in (tmp_path / "trial" / "epochs").iterdir()}
+    assert kept == set(order[:2])
+
+
+@pytest.mark.parametrize(
+    ("metric", "color", "side"),
+    [("val/accuracy", 2, 1), ("val/accuracy,val/loss", 2, 1), ("val/loss/side,val/accuracy", 3, 2)],
+)
+def test_of_each_head_the_best_checkpoint_is_kept_by_the_first_objectives_kind(
+    config: TrialConfig,
+    labels: Labels,
+    tmp_path: Path,
+    start: Runner,
+    scored: Scored,
+    metric: str,
+    color: int,
+    side: int,
+) -> None:
+    values = {"val/accuracy": [0.5, 0.5, 0.5], "val/loss": [1.0, 1.0, 1.0]}
+    values |= {"val/accuracy/color": [0.1, 0.3, 0.2], "val/accuracy/side": [0.3, 0.2, 0.1]}
+    values |= {"val/loss/color": [3.0, 2.0, 1.0], "val/loss/side": [3.0, 1.0, 2.0]}
+    scored(values)
+    list(start(config.replace({"epochs": 3}), metric=metric, keep=Keep(heads=True)))
+    for head, epoch in (("color", color), ("side", side)):
+        assert read_score(head_folder(tmp_path / "trial", labels, head))["epoch"] == epoch
+
+
+def test_the_best_checkpoint_is_found_across_a_resume(
+    config: TrialConfig, tmp_path: Path, start: Runner, scored: Scored
+) -> None:
+    scored({"val/accuracy": [0.3, 0.9, 0.5, 0.8]})
     config = config.replace({"epochs": 4})
     first = start(config)
     assert [next(first)["epoch"] for _ in range(2)] == [1, 2]
