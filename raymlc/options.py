@@ -138,6 +138,11 @@ class TuneOptions(RunOptions):
     fifth of the epochs and at each doubling; Optuna's hyperband, median, wilcoxon; rungs: after
     1/27, 1/9 and 1/3 of its own epochs, unless it is among the best third of those that came so
     far."""
+    finalists: int = 0
+    """Trials to train again when the search has ended: the best ones, each --repeats times to full
+    length under new seeds. The checkpoint to use comes from there, and an honest number."""
+    repeats: int = 5
+    """Trainings of each finalist, under seeds that all finalists share."""
     seed: int = 0
     """Of the proposals; a trial's own is its field seed."""
     concurrency: int | None = None

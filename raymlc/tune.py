@@ -20,6 +20,7 @@ from raymlc.entry import (
     read_data,
     read_trial,
 )
+from raymlc.errors import UserError
 from raymlc.metric import objectives
 from raymlc.model.backbones import check_backbone_name
 from raymlc.options import TuneOptions
@@ -69,6 +70,9 @@ def _tune(options: TuneOptions, folder: Path, console: Console) -> int:
 
 def _check_numbers(options: TuneOptions) -> None:
     check_at_least_1(concurrency=options.concurrency, epoch_budget=options.epoch_budget)
+    check_at_least_1(repeats=options.repeats)
+    if options.finalists < 0:
+        raise UserError(f"--finalists must be at least 0, but is {options.finalists}")
     parse_trials(options.trials, have=0)
     if options.time_budget:
         parse_duration(options.time_budget)

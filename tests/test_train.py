@@ -259,8 +259,8 @@ def test_an_option_that_cannot_work_is_one_line(
 
 
 def test_the_2021_recipe_is_a_trial_that_the_command_finds() -> None:
-    from raymlc.train import _read_trial
+    from raymlc.entry import read_trial
 
-    config = _read_trial(ROOT / "search_spaces" / "recipe_2021.py")
+    config = read_trial(ROOT / "search_spaces" / "recipe_2021.py", "--trial")
     assert isinstance(config, TrialConfig)
     assert (config.optimizer, config.gc, config.epochs) == ("adamp", True, 60)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from raymlc.cluster.images import open_images
 from raymlc.cluster.sweep import Resources, place, ray_session, run_sweep
+from raymlc.cluster.trainable import Placement
 from raymlc.cluster.worker import Job
 from raymlc.data.batches import check_batch_size
 from raymlc.data.table import Table
@@ -19,12 +19,11 @@ from raymlc.model.network import build_network
 from raymlc.model.start import start_lines
 from raymlc.optim.build import build_optimizer
 from raymlc.options import TuneOptions
-from raymlc.search.study import Row, StudyBook
-from raymlc.training.metrics import majority_accuracy
-from raymlc.training.run import BEST, SUMMARY
+from raymlc.search.finals import FinalsBook
+from raymlc.search.study import StudyBook
 from raymlc.trial import TrialConfig
-from raymlc.watch.progress import table_of_trials, write_summary
-from raymlc.watch.recorder import Recorder, trial_folder
+from raymlc.watch.conclusion import conclude, say_how_to_go_on
+from raymlc.watch.recorder import Recorder
 
 
 def check_trials(
@@ -53,6 +52,9 @@ def check_trials(
                     check_batch_size(config.batch_size, len(images), options.workers)
 
 
+FINALS = "finals"  # in a sweep's folder, one of the same kind
+
+
 def launch(
     options: TuneOptions, folder: Path, book: StudyBook, table: Table, console: Console
 ) -> int:
@@ -72,7 +74,6 @@ def launch(
         options.concurrency,
     )
     console.print(f"the sweep is kept in {folder}", highlight=False, soft_wrap=True)
-    interrupted = False
     with ray_session(options.address, options.verbose):
         placement, concurrency = place(asked, growing=options.address is not None)
         console.print(
@@ -81,55 +82,28 @@ def launch(
             highlight=False,
         )
         recorder = Recorder(book, folder, heads, book.trials, console)
-        try:
-            run_sweep(recorder, job, placement, concurrency)
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            recorder.close()
-    # What Tune and Train wrote down for themselves: a sweep goes on from its study.
-    for name in ("ray", "ray-train"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    rows = book.rows()
-    write_summary(folder / SUMMARY, rows)
-    if interrupted:
-        command = ["python", "-m", "raymlc.tune", "--output", str(folder.parent)]
-        command += ["--name", folder.name, "--resume"]
-        console.print(
-            f"interrupted; every finished epoch is kept. Go on with:\n  {shlex.join(command)}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        whole = _run(recorder, job, placement, concurrency)
+        if whole and options.finalists:
+            finals = FinalsBook(book.study, options.metric, options.finalists, options.repeats)
+            console.print(f"{finals.total} finals, with numbers of their own", highlight=False)
+            recorder = Recorder(finals, folder / FINALS, heads, finals.total, console, "final")
+            job = replace(job, folder=folder / FINALS)
+            whole = _run(recorder, job, placement, concurrency)
+    if not whole:
+        say_how_to_go_on(book, folder, console)
         return 130
-    splits = table.splits
-    majority = majority_accuracy(table.labels, splits["train"].targets, splits["val"].targets)
-    notes = table.labels.unseen_lines(splits["val"].targets)
-    return _conclude(rows, heads, majority, notes, options.metric, folder, console)
+    return conclude(book, table, folder, folder / FINALS, console)
 
 
-def _conclude(
-    rows: Sequence[Row],
-    heads: Sequence[str],
-    majority: dict[str, float],
-    notes: Sequence[str],
-    metric: str,
-    folder: Path,
-    console: Console,
-) -> int:
-    title = f"trials by {metric}; accuracies are of the stored checkpoint on val"
-    console.print(table_of_trials(rows, heads, majority, title))
-    best = rows[0]
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
-    failed = [row for row in rows if row.state == "FAIL"]
-    for row in failed:
-        say(f"trial {row.number} failed: {row.reason}")
-    if not best.metrics:
-        say("no trial succeeded")
-        return 1
-    for line in notes:
-        say(line)
-    say(f"best trial: {best.number}, {metric} {best.score:.4f}")
-    say(f"checkpoint: {trial_folder(folder, best.number) / BEST}")
-    say(f"all trials: {folder / SUMMARY}")
-    say(f"TensorBoard: tensorboard --logdir {shlex.quote(str(folder / 'trials'))}")
-    return 0
+def _run(recorder: Recorder, job: Job, placement: Placement, concurrency: int) -> bool:
+    """Run all trials of a recorder; False after Ctrl-C."""
+    try:
+        run_sweep(recorder, job, placement, concurrency)
+    except KeyboardInterrupt:
+        return False
+    finally:
+        recorder.close()
+        # What Tune and Train wrote down for themselves: a sweep goes on from its study.
+        for name in ("ray", "ray-train"):
+            shutil.rmtree(job.folder / name, ignore_errors=True)
+    return True

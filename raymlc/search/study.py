@@ -80,7 +80,7 @@ class StudyBook:
         self._objectives = objectives(metric)
         self._space = space
         self.trials = trials
-        self._budget = budget
+        self.budget = budget
         self._deadline = math.inf
         self._running: dict[int, optuna.Trial] = {}
         self._started: dict[int, float] = {}
@@ -88,9 +88,9 @@ class StudyBook:
         self._paused: set[int] = set()
         self._halted: set[int] = set()  # for the budget: they can go on in another run
         self._interrupted: list[FrozenTrial] = []
-        self._epochs = 0
+        self.epochs = 0
         for trial in study.get_trials(deepcopy=False):
-            self._epochs += _epochs(trial)
+            self.epochs += _epochs(trial)
             if trial.state == TrialState.RUNNING:
                 self._take_up(trial)
 
@@ -111,7 +111,7 @@ class StudyBook:
     @property
     def spent(self) -> bool:
         """Whether the budget is spent."""
-        return self._epochs >= self._budget.epochs or time.monotonic() >= self._deadline
+        return self.epochs >= self.budget.epochs or time.monotonic() >= self._deadline
 
     def next(self) -> Assignment | None:
         """An interrupted trial, else one that is promoted, else a new one; or none now.
@@ -119,7 +119,7 @@ class StudyBook:
         None when the study has as many trials as it shall, or when the budget is spent.
         """
         if self._deadline == math.inf:
-            self._deadline = time.monotonic() + self._budget.seconds
+            self._deadline = time.monotonic() + self.budget.seconds
         if self.spent:
             return None
         if self._interrupted:
@@ -154,7 +154,7 @@ class StudyBook:
         frozen = self._frozen(number)
         last = epoch >= frozen.user_attrs[CONFIG]["epochs"]
         if epoch > _epochs(frozen):
-            self._epochs += 1
+            self.epochs += 1
             values = [metrics[name] for name in self._objectives]
             self._write(trial, epoch, values)
             trial.set_user_attr(IMAGES, metrics.get("images", math.nan))

@@ -55,9 +55,10 @@ def finals_lines(outcome: Outcome) -> list[str]:
     lines += [_compared(comparison) for comparison in outcome.comparisons]
     lines += _optimism(outcome, winner)
     if len(winner.finals) > 1:
+        middle = "the median" if len(winner.finals) % 2 else "the worse of the two in the middle"
         lines.append(
-            f"final {deployed.number} is the one to use: its {_said(deployed.score)} is the median"
-            f" of trial {winner.trial}'s finals, where the best of them would be luck again"
+            f"final {deployed.number} is the one to use: its {_said(deployed.score)} is {middle} of"
+            f" trial {winner.trial}'s finals, where the best of them would be luck again"
         )
     return lines
 

@@ -24,19 +24,23 @@ _QUIET_SECONDS = 10.0  # between lines about epochs where no bar can be drawn
 class Lines:
     """A line when a trial begins and ends; between them a bar, or now and then a line.
 
-    trials, done: how many there shall be, and how many of them have ended already.
+    trials, done: how many there shall be, and how many of them have ended already. noun: what a
+    trial is called.
     """
 
-    def __init__(self, console: Console, metric: str, trials: int, done: int) -> None:
+    def __init__(
+        self, console: Console, metric: str, trials: int, done: int, noun: str = "trial"
+    ) -> None:
         self.console = console
         self._metric = metric
         self._trials = trials
         self._done = done
+        self._noun = noun
         self._epochs: dict[int, float] = {}
         self._said = 0.0
         self._began = time.monotonic()
         self._bar = Progress(
-            TextColumn("trials"),
+            TextColumn(f"{noun}s"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -50,15 +54,17 @@ class Lines:
 
     def start(self, trial: Assignment, params: Mapping[str, Any]) -> None:
         """Say that a trial begins, or goes on."""
-        values = ", ".join(f"{name}={brief(value)}" for name, value in params.items())
+        values = ", ".join(f"{name}={brief(value)}" for name, value in params.items()) or "as given"
         how = f"goes on after {_epochs(trial.epochs)}" if trial.epochs else "starts"
-        self._say(f"trial {trial.number} {how}, up to {_epochs(trial.config.epochs)}: {values}")
+        self._say(
+            f"{self._noun} {trial.number} {how}, up to {_epochs(trial.config.epochs)}: {values}"
+        )
 
     def epoch(self, number: int, metrics: Mapping[str, float]) -> None:
         """Say how far a trial is, on the bar or at a calm pace."""
         self._epochs[number] = metrics["epoch"]
         text = (
-            f"trial {number} epoch {metrics['epoch']:.0f}: {self._metric}"
+            f"{self._noun} {number} epoch {metrics['epoch']:.0f}: {self._metric}"
             f" {score_of(metrics, self._metric):.3f}, {metrics['images_per_second']:,.0f} images/s"
         )
         self._bar.update(self._task, description=text)
@@ -70,15 +76,15 @@ class Lines:
         self._done += row.state in ENDED
         self._bar.update(self._task, completed=self._done)
         if row.state == "FAIL":
-            self._say(f"trial {row.number} failed after {_epochs(row.epochs)}: {row.reason}")
+            self._say(f"{self._noun} {row.number} failed after {_epochs(row.epochs)}: {row.reason}")
             return
         per_head = ", ".join(
             f"{head} {brief(row.metrics.get(f'val/accuracy/{head}', math.nan))}" for head in heads
         )
         self._say(
-            f"trial {row.number} {row.state.lower()} after {_epochs(row.epochs)}: {self._metric}"
-            f" {row.score:.4f} ({per_head}); best {best.score:.4f} of trial {best.number};"
-            f" {self._done} of {self._trials} trials, {time.monotonic() - self._began:.0f} s"
+            f"{self._noun} {row.number} {row.state.lower()} after {_epochs(row.epochs)}: {self._metric}"
+            f" {row.score:.4f} ({per_head}); best {best.score:.4f} of {self._noun} {best.number};"
+            f" {self._done} of {self._trials} {self._noun}s, {time.monotonic() - self._began:.0f} s"
         )
 
     def close(self) -> None:

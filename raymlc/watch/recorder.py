@@ -77,18 +77,24 @@ class Book(Protocol):
 class Recorder:
     """One sweep as whoever runs its trials sees it: the next trial, an epoch, an end.
 
-    folder: of the sweep. heads: whose accuracies are said aloud.
+    folder: of the sweep. heads: whose accuracies are said aloud. noun: what a trial is called.
     """
 
     def __init__(
-        self, book: Book, folder: Path, heads: Sequence[str], trials: int, console: Console
+        self,
+        book: Book,
+        folder: Path,
+        heads: Sequence[str],
+        trials: int,
+        console: Console,
+        noun: str = "trial",
     ) -> None:
         self.book = book
         self._folder = folder
         self._heads = heads
         self._events: dict[int, EventFile] = {}  # of the trials that run
         done = sum(row.state in ENDED for row in book.rows())
-        self._lines = Lines(console, book.metric, trials, done)
+        self._lines = Lines(console, book.metric, trials, done, noun)
 
     @unbroken()
     def next(self) -> Assignment | None:
