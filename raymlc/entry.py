@@ -19,7 +19,7 @@ from raymlc.data.table import Table, choose_heads, read_header, read_table
 from raymlc.door import check_at_least_1, parse
 from raymlc.errors import UserError, one_line
 from raymlc.labels import MISSING
-from raymlc.metric import check_metric
+from raymlc.metric import check_metric, objectives
 from raymlc.options import RunOptions
 from raymlc.trial import TrialConfig, parse_assignment
 
@@ -126,9 +126,10 @@ def _check_metric_has_labels(metric: str, table: Table) -> None:
         head: bool((targets.values_NT[:, columns.start] != MISSING).any())
         for head, columns in targets.columns.items()
     }
-    head = metric.partition("/")[2].partition("/")[2]
-    if not (known[head] if head else any(known.values())):
-        raise UserError(f"{metric} needs labels to validate on, but no validation row has any")
+    for name in objectives(metric):
+        head = name.partition("/")[2].partition("/")[2]
+        if not (known[head] if head else any(known.values())):
+            raise UserError(f"{name} needs labels to validate on, but no validation row has any")
 
 
 def read_trial(path: Path, option: str) -> TrialConfig:

@@ -71,10 +71,7 @@ class RunOptions:
 
     def save(self, path: Path) -> None:
         """Write the options as JSON."""
-        values = {
-            name: str(_lasting(value)) if isinstance(value, Path) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
+        values = {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
         path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -85,7 +82,9 @@ class RunOptions:
             for field in dataclasses.fields(cls):
                 value = values[field.name]
                 if isinstance(field.default, tuple):
-                    values[field.name] = tuple(value)
+                    values[field.name] = tuple(
+                        Path(one) if field.name in _PATHS else one for one in value
+                    )
                 elif field.name in _PATHS and value is not None:
                     values[field.name] = Path(value)
             return cls(**values)
@@ -165,7 +164,16 @@ class TrainOptions(RunOptions):
     """Keep for each head the checkpoint that was best for it, too."""
 
 
-_PATHS = ("data", "classes", "space", "trial", "weights", "output", "cache", "warm_start")
+_PATHS = (
+    "data", "classes", "space", "trial", "weights", "output", "cache", "warm_start", "enqueue",
+)  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return str(_lasting(value)) if isinstance(value, Path) else value
 
 
 def _lasting(path: Path) -> Path:

@@ -25,6 +25,7 @@ from raymlc.metric import objectives
 from raymlc.model.backbones import check_backbone_name
 from raymlc.options import TuneOptions
 from raymlc.search.budget import parse_duration, parse_trials
+from raymlc.search.choice import check_objectives
 from raymlc.search.space import Space, built_in, check_space, load_space
 from raymlc.trial import TrialConfig
 
@@ -55,8 +56,7 @@ def _tune(options: TuneOptions, folder: Path, console: Console) -> int:
     from raymlc.model.loss import loss_of
     from raymlc.training.metrics import check_metric_of
 
-    for metric in objectives(options.metric):
-        check_metric_of(metric, table.labels)
+    check_metric_of(options.metric, table.labels)
     for config in configs:
         for head in table.labels.heads:
             loss_of(config, head)
@@ -71,6 +71,7 @@ def _tune(options: TuneOptions, folder: Path, console: Console) -> int:
 def _check_numbers(options: TuneOptions) -> None:
     check_at_least_1(concurrency=options.concurrency, epoch_budget=options.epoch_budget)
     check_at_least_1(repeats=options.repeats)
+    check_objectives(len(objectives(options.metric)), options.sampler, options.pruner)
     if options.finalists < 0:
         raise UserError(f"--finalists must be at least 0, but is {options.finalists}")
     parse_trials(options.trials, have=0)

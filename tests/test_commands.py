@@ -11,6 +11,8 @@ from raymlc.average import main as average
 from raymlc.export import ExportOptions
 from raymlc.export import main as export
 from raymlc.options import RunOptions, TrainOptions, TuneOptions
+from raymlc.pick import PickOptions
+from raymlc.pick import main as pick
 from raymlc.predict import PredictOptions
 from raymlc.predict import main as predict
 from raymlc.train import main as train
@@ -19,15 +21,16 @@ from raymlc.validate import ValidateOptions
 from raymlc.validate import main as validate
 
 ROOT = Path(__file__).parents[1]
-TUNE = {
-    "--address", "--broken-images", "--cache", "--classes", "--concurrency", "--cpus-per-worker",
-    "--data", "--gpus-per-worker", "--heads", "--metric", "--name", "--output", "--pruner",
-    "--resume", "--sampler", "--seed", "--set", "--space", "--trainer", "--trials",
-    "--val-fraction", "--verbose", "--weights", "--workers",
+RUN = {
+    "--address", "--broken-images", "--cache", "--classes", "--cpus-per-worker", "--data",
+    "--gpus-per-worker", "--heads", "--metric", "--name", "--output", "--resume", "--set",
+    "--trainer", "--val-fraction", "--verbose", "--weights", "--workers",
 }  # fmt: skip
-TRAIN = TUNE - {"--concurrency", "--pruner", "--sampler", "--seed", "--space", "--trials"} | {
-    "--keep", "--keep-heads", "--trial",
+TUNE = RUN | {
+    "--concurrency", "--enqueue", "--epoch-budget", "--finalists", "--pruner", "--repeats",
+    "--sampler", "--seed", "--space", "--study", "--time-budget", "--trials", "--warm-start",
 }  # fmt: skip
+TRAIN = RUN | {"--keep", "--keep-heads", "--trial"}
 VALIDATE = {
     "--batch-size", "--broken-images", "--cache", "--data", "--device", "--flip", "--image-size",
     "--json", "--overwrite", "--results", "--sort-by", "--split",
@@ -37,6 +40,7 @@ PREDICT = {
 }  # fmt: skip
 EXPORT = {"--output", "--overwrite"}
 AVERAGE = {"--best", "--metric", "--output"}
+PICK = {"--all", "--weights"}
 COMMANDS = {
     "tune": (tune, TUNE),
     "train": (train, TRAIN),
@@ -44,6 +48,7 @@ COMMANDS = {
     "predict": (predict, PREDICT),
     "export": (export, EXPORT),
     "average": (average, AVERAGE),
+    "pick": (pick, PICK),
 }
 
 
@@ -72,6 +77,7 @@ def test_the_help_lists_exactly_these_options(
         PredictOptions,
         ExportOptions,
         AverageOptions,
+        PickOptions,
     ],
 )
 def test_every_option_is_typed_frozen_and_explained(options: type) -> None:

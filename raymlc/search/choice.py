@@ -9,6 +9,7 @@ from typing import Literal
 import optuna
 
 from raymlc.errors import UserError
+from raymlc.search.front import RankPruner
 from raymlc.search.pruner import OneEpochPruner, PromotingPruner, RungPruner
 from raymlc.search.sampler import RungSampler
 
@@ -19,8 +20,24 @@ PrunerName = Literal[
     "rungs", "promote", "asha", "hyperband", "median", "wilcoxon", "one-epoch", "none"
 ]
 
+_SAMPLERS_OF_SEVERAL = ("tpe", "random", "qmc", "gp", "nsga2")
+_PRUNERS_OF_SEVERAL = ("asha", "rungs", "none")
+
 # Packages that Optuna leaves to its user to install.
 _NEEDS = {"qmc": "scipy", "gp": "scipy", "cmaes": "cmaes"}
+
+
+def check_objectives(count: int, sampler: SamplerName, pruner: PrunerName) -> None:
+    """Raises UserError for a sampler or a pruner that several objectives are too many for."""
+    for option, name, able in (
+        ("--sampler", sampler, _SAMPLERS_OF_SEVERAL),
+        ("--pruner", pruner, _PRUNERS_OF_SEVERAL),
+    ):
+        if count > 1 and name not in able:
+            raise UserError(
+                f"of several metrics {option} must be one of {', '.join(able)}, but is {name};"
+                " choose one of them, or one metric"
+            )
 
 
 def make_sampler(name: SamplerName, seed: int, epochs: int) -> optuna.samplers.BaseSampler:
@@ -55,11 +72,14 @@ def make_sampler(name: SamplerName, seed: int, epochs: int) -> optuna.samplers.B
                 return optuna.samplers.NSGAIISampler(seed=seed)
 
 
-def make_pruner(name: PrunerName, epochs: int) -> optuna.pruners.BasePruner:
-    """A pruner by its name. epochs: of the longest trial.
+def make_pruner(name: PrunerName, epochs: int, several: bool = False) -> optuna.pruners.BasePruner:
+    """A pruner by its name. epochs: of the longest trial. several: objectives, not one.
 
     Optuna's halving has its first rung after a fifth of them, and further ones at each doubling.
     """
+    if several and name != "none":
+        first, factor = (1 / 27, 3.0) if name == "rungs" else (1 / 4, 2.0)
+        return RankPruner(epochs, first, factor)
     match name:
         case "rungs":
             return RungPruner(epochs)

@@ -20,7 +20,7 @@ from raymlc.errors import UserError
 from raymlc.metric import higher_is_better
 from raymlc.search.rungs import REASON, fractions, length, rung_epoch
 
-VECTORS = "vectors"  # a trial's attribute: {str(epoch): the objectives' values, in their order}
+_VECTOR = "vector/"  # and an epoch: a trial's attribute, with the objectives' values in their order
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,41 @@ def halted(losses: Mapping[int, Sequence[float]], number: int, factor: float) ->
     return bool(place >= others / factor)
 
 
+def tell_vector(trial: optuna.Trial, epoch: int, values: Sequence[float]) -> None:
+    """Write down an epoch's values of several objectives; Optuna's own report takes one."""
+    trial.set_user_attr(f"{_VECTOR}{epoch}", list(values))
+
+
+def vectors_of(trial: FrozenTrial) -> dict[int, list[float]]:
+    """The values of several objectives at each epoch that was told, NaN among them."""
+    return {
+        int(name.removeprefix(_VECTOR)): values
+        for name, values in trial.user_attrs.items()
+        if name.startswith(_VECTOR)
+    }
+
+
+class RankPruner(optuna.pruners.BasePruner):
+    """Stops a trial of several objectives at a rung, as `prune_by_rank` has it.
+
+    longest: epochs of trials that do not say how many they have. first: the lowest rung, as a
+    fraction of a run. factor: from rung to rung; one of so many goes on.
+    """
+
+    def __init__(self, longest: int, first: float, factor: float) -> None:
+        self._longest = longest
+        self._first = first
+        self._factor = factor
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether `trial` ends with the epoch that was told last."""
+        return prune_by_rank(study, trial, self._longest, self._first, self._factor)
+
+
 def prune_by_rank(
     study: optuna.Study, trial: FrozenTrial, longest: int, first: float, factor: float
 ) -> bool:
-    """Whether `trial` ends with the epoch whose values were added last to its VECTORS.
+    """Whether `trial` ends with the epoch that `tell_vector` told last.
 
     As `RungPruner.prune`, but by `halted`, and no trial is spared a rung. An epoch in which a value
     is NaN counts as not told. longest: epochs of trials that do not say how many they have. first:
@@ -227,9 +258,5 @@ def _losses(
 
 
 def _vectors(trial: FrozenTrial) -> dict[int, list[float]]:
-    told = trial.user_attrs.get(VECTORS, {})
-    return {
-        int(epoch): values
-        for epoch, values in told.items()
-        if not any(math.isnan(value) for value in values)
-    }
+    told = vectors_of(trial)
+    return {e: values for e, values in told.items() if not any(map(math.isnan, values))}

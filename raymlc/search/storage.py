@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 import optuna
-from alembic.util import CommandError
 from optuna.exceptions import (
-    DuplicatedStudyError,
     ExperimentalWarning,
     StorageInternalError,
     UpdateFinishedTrialError,
@@ -28,9 +26,16 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError, SQLAlchemyError
 
 from raymlc.errors import UserError, one_line
-from raymlc.metric import higher_is_better
-from raymlc.search.choice import PrunerName, SamplerName, make_pruner, make_sampler
+from raymlc.metric import higher_is_better, objectives
+from raymlc.search.choice import (
+    PrunerName,
+    SamplerName,
+    check_objectives,
+    make_pruner,
+    make_sampler,
+)
 from raymlc.search.place import check_storage, database_url, engine_url, without_password
+from raymlc.search.transfer import newest
 
 METRIC, FOLDER = "metric", "folder"  # a study's attributes
 
@@ -66,22 +71,17 @@ def open_study(
     UserError if it cannot be written any more.
     """
     shown = without_password(str(where))
+    names = objectives(metric)
+    check_objectives(len(names), sampler, pruner)
     storage = open_storage(where, shared=folder is not None)
-    name = "raymlc" if folder is None else folder.name
-    try:
-        study = optuna.create_study(
-            study_name=name,
-            storage=storage,
-            direction="maximize" if higher_is_better(metric) else "minimize",
-            load_if_exists=folder is None or resumed,
-        )
-    except DuplicatedStudyError as error:
-        raise UserError(
-            f"a name is free for one study, but {shown} has a {name!r} already; go on with that by"
-            " --resume, or choose another --name"
-        ) from error
+    study = optuna.create_study(
+        study_name=newest(storage, "raymlc" if folder is None else folder.name),
+        storage=storage,
+        directions=["maximize" if higher_is_better(one) else "minimize" for one in names],
+        load_if_exists=True,
+    )
     if folder is not None:
-        _claim(study, folder.resolve(), shown)
+        _claim(study, folder.resolve(), resumed, shown)
     ranked_by = study.user_attrs.get(METRIC, metric)
     if ranked_by != metric:
         raise UserError(
@@ -89,29 +89,35 @@ def open_study(
         )
     if METRIC not in study.user_attrs:
         study.set_user_attr(METRIC, metric)
+    if study.metric_names is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names([metric])  # for the axes of optuna-dashboard
+            study.set_metric_names(list(names))  # for the axes of optuna-dashboard
     # A sampler that starts anew with the same seed would draw the same trials once more.
     study.sampler = make_sampler(sampler, seed + len(study.trials), epochs)
-    study.pruner = make_pruner(pruner, epochs)
+    study.pruner = make_pruner(pruner, epochs, several=len(names) > 1)
     return study
 
 
-def _claim(study: optuna.Study, folder: Path, shown: str) -> None:
+def _claim(study: optuna.Study, folder: Path, resumed: bool, shown: str) -> None:
     """Write down whose the study is. Raises UserError if it is another's."""
     owner = study.user_attrs.get(FOLDER)
-    if owner is None and study.get_trials(deepcopy=False):
+    name, begun = study.study_name, len(study.get_trials(deepcopy=False)) > 0
+    if begun and owner is None:
         raise UserError(
-            f"a sweep goes on with its own study, but {study.study_name!r} in {shown} was not begun"
-            " by a sweep; choose another --name"
+            f"a sweep goes on with its own study, but {name!r} in {shown} was not begun by a sweep;"
+            " choose another --name"
+        )
+    if not resumed and (begun or owner not in (None, str(folder))):
+        raise UserError(
+            f"a name is free for one study, but {shown} has a {name!r} already, of the sweep in"
+            f" {owner}; go on with that by --resume, or choose another --name"
         )
     if owner not in (None, str(folder)):
         raise UserError(
-            f"a sweep goes on with its own study, but {study.study_name!r} in {shown} is that of"
-            f" {owner} and not of {folder}; choose another --name, or if the folder was moved:"
-            f" optuna study set-user-attr --storage URL --study-name {study.study_name}"
-            f" --key {FOLDER} --value {folder}"
+            f"a sweep goes on with its own study, but {name!r} in {shown} is that of {owner} and"
+            f" not of {folder}; choose another --name, or if the folder was moved: optuna study"
+            f" set-user-attr --storage URL --study-name {name} --key {FOLDER} --value {folder}"
         )
     if owner is None:
         study.set_user_attr(FOLDER, str(folder))
@@ -216,11 +222,13 @@ def _open_database(url: URL) -> BaseStorage:
             f"--study must be a database that answers, but {shown} does not:"
             f" {_reason(error, url)}; see that its server is there and lets you in"
         ) from error
-    except (RuntimeError, CommandError) as error:
+    except RuntimeError as error:
         raise UserError(
             f"--study must have the tables of Optuna {optuna.__version__}, but {shown} has others:"
             f" {_reason(error, url)}"
         ) from error
+    # A connection that broke is told of below, in a line and not in a traceback.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     # Whatever else a study is asked for goes through one of these. There is no heartbeat: Optuna's
     # beats in its own loop only, and a trial that nobody runs any more is handed out again.
     patient = get_storage(storage)

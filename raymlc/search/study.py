@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raymlc.metric import higher_is_better, objectives, score_of
 from raymlc.search.budget import Budget
-from raymlc.search.front import VECTORS
+from raymlc.search.front import tell_vector, vectors_of
 from raymlc.search.pruner import Promoting
 from raymlc.search.rungs import CONFIG, PAUSED, REASON
 from raymlc.search.space import Space
@@ -245,9 +245,8 @@ class StudyBook:
         return Assignment(number, config, _epochs(self._frozen(number)))
 
     def _write(self, trial: optuna.Trial, epoch: int, values: list[float]) -> None:
-        if len(values) > 1:  # Optuna's own report takes one value
-            vectors = {**trial.user_attrs.get(VECTORS, {}), str(epoch): values}
-            trial.set_user_attr(VECTORS, vectors)
+        if len(values) > 1:
+            tell_vector(trial, epoch, values)
         elif not math.isnan(values[0]):
             trial.report(values[0], epoch)
 
@@ -303,5 +302,4 @@ class StudyBook:
 
 def _epochs(trial: FrozenTrial) -> int:
     """How many epochs of a trial reached the study; a last one that was no number is not seen."""
-    vectors = trial.user_attrs.get(VECTORS, {})
-    return max([*trial.intermediate_values, *map(int, vectors)], default=0)
+    return max([*trial.intermediate_values, *vectors_of(trial)], default=0)

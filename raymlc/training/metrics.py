@@ -17,7 +17,7 @@ from torch import Tensor
 
 from raymlc.errors import UserError, did_you_mean
 from raymlc.labels import MISSING, Head, Labels, Targets
-from raymlc.metric import METRICS, check_metric
+from raymlc.metric import METRICS, check_metric, objectives
 from raymlc.model.loss import summed_loss
 
 TOP = 5  # of top5_accuracy
@@ -281,13 +281,13 @@ def check_metric_of(metric: str, labels: Labels) -> None:
     """Raises UserError, with the nearest names, for a metric that these heads do not report."""
     check_metric(metric, labels.names)
     known = reported_metrics(labels)
-    if metric not in known:
-        kind = metric.split("/")[1]
-        way_out = did_you_mean(metric, known, f"the metrics are {', '.join(known)}")
-        raise UserError(
-            f"--metric must be one that the heads report, but {metric!r} is only of"
-            f" {_OF_SOME[kind]}; {way_out}"
-        )
+    for name in objectives(metric):
+        if name not in known:
+            way_out = did_you_mean(name, known, f"the metrics are {', '.join(known)}")
+            raise UserError(
+                f"--metric must be one that the heads report, but {name!r} is only of"
+                f" {_OF_SOME[name.split('/')[1]]}; {way_out}"
+            )
 
 
 def _has(head: Head, metric: str) -> bool:

@@ -82,9 +82,10 @@ class Lines:
             f"{head} {brief(row.metrics.get(f'val/accuracy/{head}', math.nan))}" for head in heads
         )
         self._say(
-            f"{self._noun} {row.number} {row.state.lower()} after {_epochs(row.epochs)}: {self._metric}"
-            f" {row.score:.4f} ({per_head}); best {best.score:.4f} of {self._noun} {best.number};"
-            f" {self._done} of {self._trials} {self._noun}s, {time.monotonic() - self._began:.0f} s"
+            f"{self._noun} {row.number} {row.state.lower()} after {_epochs(row.epochs)}:"
+            f" {self._metric} {row.score:.4f} ({per_head}); best {best.score:.4f} of"
+            f" {self._noun} {best.number}; {self._done} of {self._trials} {self._noun}s,"
+            f" {time.monotonic() - self._began:.0f} s"
         )
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raymlc.data.batches import Batch
+from raymlc.metric import objectives, score_of
 from raymlc.watch.progress import brief
 
 
@@ -89,14 +90,15 @@ class TrainingLines:
         if self._micro_batch_size != size and size is not None:
             self._say(f"each worker takes {size:.0f} images at a time and adds up gradients")
         self._micro_batch_size = size
-        kind = "/".join(self._metric.split("/")[:2])
+        kind = "/".join(objectives(self._metric)[0].split("/")[:2])
         per_head = ", ".join(
             f"{head} {brief(metrics.get(f'{kind}/{head}', math.nan))}" for head in self._heads
         )
         seconds = (time.monotonic() - self._began) / (number - self._done)
         self._say(
-            f"epoch {number} of {self._epochs}: {self._metric} {metrics[self._metric]:.4f}"
-            f" ({per_head}), train/loss {brief(metrics['train/loss'])}, lr {brief(metrics['lr'])},"
+            f"epoch {number} of {self._epochs}:"
+            f" {self._metric} {score_of(metrics, self._metric):.4f} ({per_head}),"
+            f" train/loss {brief(metrics['train/loss'])}, lr {brief(metrics['lr'])},"
             f" {metrics['images_per_second']:,.0f} images/s,"
             f" {duration(seconds * (self._epochs - number))} left"
         )

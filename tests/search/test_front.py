@@ -20,7 +20,6 @@ from optuna.trial import TrialState, create_trial
 
 from raymlc.errors import UserError
 from raymlc.search.front import (
-    VECTORS,
     front,
     halted,
     losses_at,
@@ -28,6 +27,7 @@ from raymlc.search.front import (
     places,
     prune_by_rank,
     ranks,
+    tell_vector,
 )
 from raymlc.search.rungs import CONFIG, REASON
 
@@ -115,6 +115,7 @@ def test_equal_rows_share_a_rank_and_the_last_is_of_those_that_are_not_finite(
         # A copy takes nobody's room: both have the place that one alone would have.
         ([(0, 9), (5, 4), (5, 4), (6, 3), (9, 0)], [0, 2, 2, 4, 0]),
         ([(INF, 0), (1, 1), (NAN, NAN)], [1, 0, 1]),
+        ([(INF, 0), (INF, 5), (INF, 9), (9, 9)], [1, 1, 1, 0]),
     ],
 )
 def test_places_go_by_rank_and_then_by_room(rows: Rows, expected: list[int]) -> None:
@@ -226,8 +227,7 @@ class Sweep:
         return trial
 
     def report(self, trial: optuna.Trial, epoch: int, values: Sequence[float]) -> bool:
-        told = trial.user_attrs.get(VECTORS, {})
-        trial.set_user_attr(VECTORS, {**told, str(epoch): list(values)})
+        tell_vector(trial, epoch, values)
         return self.prunes(trial)
 
     def prunes(self, trial: optuna.Trial) -> bool:
@@ -322,21 +322,22 @@ def test_failed_trials_count_as_the_worst_and_spare_no_other() -> None:
     assert [sweep.run([(loss, loss)]) for loss in (0.55, 0.9)] == [0, 1]
 
 
-def test_both_rungs_of_a_short_trial_in_one_epoch_count() -> None:
+def test_where_a_short_trial_passes_two_rungs_in_one_epoch_the_higher_one_counts() -> None:
     sweep = Sweep()
-    for value in (0.5, 0.4, 0.3):
-        assert sweep.run([(value, value)], epochs=2) == 0
-    assert sweep.run([(0.45, 0.45)], epochs=2) == 1
+    sweep.run([(0.5, 0.5)] * 2 + [(0.1, 0.1)] * 7)
+    assert sweep.run([(0.3, 0.3)] * 9) == 3
+    assert sweep.run([(0.3, 0.3)] * 2, epochs=2) == 1
 
 
 def test_a_trial_stands_on_every_rung_that_it_reached_or_on_the_first_that_it_failed_to_reach() -> (
     None
 ):
     def trial(number: int, state: TrialState, told: dict[str, list[float]], **more: Any) -> Any:
+        vectors = {f"vector/{epoch}": values for epoch, values in told.items()}
         one = create_trial(
             state=state,
             values=more.pop("values", None),
-            user_attrs={CONFIG: {"epochs": 9}, VECTORS: told, **more},
+            user_attrs={CONFIG: {"epochs": 9}, **vectors, **more},
         )
         one.number = number
         return one

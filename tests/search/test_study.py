@@ -503,6 +503,65 @@ def test_what_a_trial_cost_and_where_it_lies_are_attributes_that_add_up(
     assert attributes["checkpoint"] == "trials/0000/best"
 
 
+BOTH = "val/accuracy/color,val/loss/shape"
+
+
+def tell(one: StudyBook, number: int, epoch: int, color: float, shape: float) -> bool:
+    told = {"epoch": float(epoch), "val/accuracy/color": color, "val/loss/shape": shape}
+    return one.report(number, told)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
+def test_of_several_metrics_a_trial_that_others_dominate_stops_at_a_rung(
+    journal: Path, sampler: SamplerName
+) -> None:
+    one = book(journal, trials=12, metric=BOTH, sampler=sampler, pruner="asha")
+    values = [(0.9, 1.0), (0.5, 0.2), (0.4, 1.5), (0.95, 0.9)]
+    stopped: list[int | None] = []
+    for color, shape in values:
+        number = begin(one).number
+        answers = [tell(one, number, epoch, color, shape) for epoch in (1, 2, 3)]
+        stopped.append(answers.index(True) + 1 if True in answers else None)
+        for epoch in range(4, EPOCHS + 1):
+            if not answers[2]:
+                assert not tell(one, number, epoch, color, shape)
+        one.end(number, {"val/accuracy/color": color, "val/loss/shape": shape})
+    assert stopped == [None, None, 3, None]  # a quarter of the epochs
+    states = [trial.state.name for trial in stored_trials(journal)]
+    assert states == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
+    study = book(journal, metric=BOTH, sampler=sampler, pruner="asha").study
+    assert {trial.number for trial in study.best_trials} == {1, 3}
+    assert {row.number: round(row.score, 3) for row in one.rows()} == {
+        1: 0.15, 3: 0.025, 0: -0.05, 2: -0.55,
+    }  # fmt: skip
+    for number in range(4, 12):  # the sampler goes on with all of them
+        assert begin(one).number == number
+        one.end(number, {"val/accuracy/color": 0.5, "val/loss/shape": 1.0})
+
+
+def test_of_several_metrics_an_interrupted_trial_goes_on_where_it_was(journal: Path) -> None:
+    one = book(journal, metric=BOTH)
+    begin(one)
+    assert not tell(one, 0, 1, 0.5, 1.0)
+    assert not tell(one, 0, 2, 0.6, 0.9)
+    again = book(journal, metric=BOTH)
+    assert begin(again).epochs == 2
+    assert not any(tell(again, 0, epoch, 0.6, 0.9) for epoch in (1, 2, 3))
+    again.end(0, {"val/accuracy/color": 0.6})
+    assert again.rows()[0].reason == f"{BOTH} was not a number in any epoch"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "pruner", "refused"),
+    [("cmaes", "asha", "--sampler"), ("rungs", "none", "--sampler"), ("tpe", "median", "--pruner")],
+)
+def test_what_takes_one_metric_is_refused_for_several(
+    journal: Path, sampler: SamplerName, pruner: PrunerName, refused: str
+) -> None:
+    with pytest.raises(UserError, match=f"of several metrics {refused} must be one of"):
+        book(journal, metric=BOTH, sampler=sampler, pruner=pruner)
+
+
 # Reports an epoch, and is killed while it writes the next one: it has the lock.
 WRITER = """
 import os, sys, time

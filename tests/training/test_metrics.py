@@ -204,7 +204,7 @@ def test_single_label_counts_equal_scikit_learn_over_any_batches(
     logits_NK, target_N = random_head(0, classes, unseen, False, absent)
     metrics = counted(logits_NK, target_N, unseen, batching).metrics()
     reference = single_label_reference(logits_NK, target_N, unseen)
-    assert metrics == pytest.approx(reference, rel=1e-6)
+    assert metrics == pytest.approx(reference, rel=1e-6, abs=1e-6)
     assert ("top5_accuracy" in metrics) is (classes > 5)
 
 
@@ -217,7 +217,7 @@ def test_multi_hot_counts_equal_scikit_learn_over_any_batches(
 ) -> None:
     logits_NK, target_NC = random_head(0, classes, unseen, True, absent)
     metrics = counted(logits_NK, target_NC, unseen, batching).metrics()
-    assert metrics == pytest.approx(multi_hot_reference(logits_NK, target_NC), rel=1e-6)
+    assert metrics == pytest.approx(multi_hot_reference(logits_NK, target_NC), rel=1e-6, abs=1e-6)
     assert 0 < metrics["accuracy"] < 1
 
 
@@ -245,7 +245,7 @@ def test_whatever_the_labels_ties_batches_and_workers_counts_equal_scikit_learn(
     parts = [counts_of(*head, [*batching, 4], rank, size) for rank in range(size)]
     metrics = summed(parts).heads["head"].metrics()
     reference = reference_of(logits_NK, target, unseen)
-    assert metrics == pytest.approx(reference, rel=1e-6, nan_ok=True)
+    assert metrics == pytest.approx(reference, rel=1e-6, abs=1e-6, nan_ok=True)
 
 
 def summed(parts: Sequence[Counts]) -> Counts:
@@ -266,7 +266,7 @@ def test_counts_of_parts_add_up_to_the_counts_of_the_whole(multi_hot: bool, size
     for mine, theirs in zip(together.tensors(), whole.tensors(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=0)
         assert mine.is_contiguous()  # or it could not be summed over processes
-    assert together.metrics("val") == pytest.approx(whole.metrics("val"), rel=1e-6)
+    assert together.metrics("val") == pytest.approx(whole.metrics("val"), rel=1e-6, abs=1e-6)
     assert together.confusion() == whole.confusion()
 
 
