@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
@@ -20,14 +18,16 @@ from raymlc.errors import UserError
 from raymlc.metric import higher_is_better, score_of
 from raymlc.options import OF_THE_DATA, TuneOptions
 from raymlc.search.budget import Budget, parse_duration, parse_trials
+from raymlc.search.place import resolve
 from raymlc.search.rungs import CONFIG
 from raymlc.search.space import Space
-from raymlc.search.storage import open_study
+from raymlc.search.storage import OWN_NAME, open_storage, open_study
 from raymlc.search.study import METRICS, StudyBook
 from raymlc.search.transfer import enqueue, enqueue_best, newest, respaced, take_over
 from raymlc.trial import TrialConfig
 
 OPTIONS_FILE, SPACE_FILE, STUDY_FILE = "sweep.json", "space.py", "study.journal"  # of a sweep
+STUDY_VARIABLE = "RAYMLC_STUDY"  # of the environment, in place of --study
 _Say = Callable[[str], None]
 
 
@@ -54,12 +54,14 @@ def open_book(
     """
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
     study = open_study(
-        folder / STUDY_FILE,
+        options.study or folder / STUDY_FILE,
         options.metric,
         options.sampler,
         options.pruner,
         options.seed,
         max(config.epochs for config in configs),
+        folder if options.study else None,
+        options.resume,
     )
     if options.resume:
         study, unfit = respaced(study, space)
@@ -91,7 +93,7 @@ def _start_from(
     saved = TuneOptions.load(other / OPTIONS_FILE)
     trials = [
         trial
-        for trial in _trials_of(other / STUDY_FILE)
+        for trial in _trials_of(other, saved.study)
         if not math.isnan(score_of(trial.user_attrs.get(METRICS, {}), options.metric))
     ]
     if not trials:
@@ -116,8 +118,10 @@ def _start_from(
         say(f"its trial {best} is tried first: its values of what {space.path.name} asks for")
 
 
-def _trials_of(journal: Path) -> list[FrozenTrial]:
-    """The trials of another sweep's study, which stays as it is."""
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    study = optuna.load_study(study_name=newest(storage, "raymlc"), storage=storage)
+def _trials_of(other: Path, saved: str | None) -> list[FrozenTrial]:
+    """The trials of another sweep's study, which stays as it is. saved: its --study."""
+    where = resolve(saved, os.environ.get(STUDY_VARIABLE), resumed=True)
+    storage = open_storage(where or other / STUDY_FILE)
+    name = newest(storage, other.resolve().name if where else OWN_NAME)
+    study = optuna.load_study(study_name=name, storage=storage)
     return [trial for trial in study.trials if CONFIG in trial.user_attrs]

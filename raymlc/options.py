@@ -13,6 +13,7 @@ import tyro
 from raymlc.data.store import DEFAULT_CACHE, BrokenImages
 from raymlc.errors import UserError
 from raymlc.search.choice import PrunerName, SamplerName
+from raymlc.search.place import check_kept, without_password
 
 # What a resumption keeps, and what trials must share to be compared.
 OF_THE_DATA = ("data", "heads", "classes", "metric", "val_fraction")
@@ -114,6 +115,10 @@ class TuneOptions(RunOptions):
     """Python file with space(trial) -> TrialConfig. Default: lr, drop_rate, drop_path_rate, gc. A
     resumed sweep may get another one: its trials stay, and those that the new space could have
     given inform the search."""
+    study: str | None = None
+    """Where the study is kept: the URL of a database that Optuna takes, postgresql:// or mysql://,
+    or a journal file. A password is better given in the environment, as the whole URL in
+    RAYMLC_STUDY; it is written nowhere. Default: study.journal in the sweep's folder."""
     trials: str = "12"
     """How many trials the sweep shall have in all, failed ones included; of a resumed sweep, +N for
     N more than it has."""
@@ -146,6 +151,17 @@ class TuneOptions(RunOptions):
     """Of the proposals; a trial's own is its field seed."""
     concurrency: int | None = None
     """Trials at a time. Default: as many as fit."""
+
+    def save(self, path: Path) -> None:
+        """Write the options as JSON, but for the password of a database."""
+        study = without_password(self.study) if self.study else None
+        RunOptions.save(dataclasses.replace(self, study=study), path)
+
+    def check_kept(self, saved: RunOptions) -> None:
+        """Raises UserError if these options would change what a resumed sweep must keep."""
+        super().check_kept(saved)
+        if isinstance(saved, TuneOptions):
+            check_kept(self.study, saved.study)
 
 
 @dataclass(frozen=True)

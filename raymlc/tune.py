@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import optuna
 from rich.console import Console
 
-from raymlc.begin import OPTIONS_FILE, SPACE_FILE, keep_space, open_book
+from raymlc.begin import OPTIONS_FILE, SPACE_FILE, STUDY_VARIABLE, keep_space, open_book
 from raymlc.cluster.environment import prepare_environment
 from raymlc.door import check_at_least_1, guarded, plain_console
 from raymlc.entry import (
@@ -26,6 +28,7 @@ from raymlc.model.backbones import check_backbone_name
 from raymlc.options import TuneOptions
 from raymlc.search.budget import parse_duration, parse_trials
 from raymlc.search.choice import check_objectives
+from raymlc.search.place import check_storage, resolve
 from raymlc.search.space import Space, built_in, check_space, load_space
 from raymlc.trial import TrialConfig
 
@@ -39,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(arguments: Sequence[str]) -> int:
     options = parse_options(TuneOptions, arguments, "tune", OPTIONS_FILE)
+    study = resolve(options.study, os.environ.get(STUDY_VARIABLE), options.resume)
+    if study:
+        check_storage(study, options.address is not None)
+    options = dataclasses.replace(options, study=study)
     with claimed_folder(options, (OPTIONS_FILE, "train.json")) as folder:
         return _tune(options, folder, plain_console())
 

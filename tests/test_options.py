@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raymlc.errors import UserError
-from raymlc.options import TuneOptions
+from raymlc.options import OF_THE_DATA, TuneOptions
 
 NAMES = [field.name for field in dataclasses.fields(TuneOptions)]
 FULL = TuneOptions(
@@ -20,6 +20,7 @@ FULL = TuneOptions(
     enqueue=(Path("/some/trial.json"), Path("/some/best")),
     warm_start=Path("/some/other"),
     finalists=3,
+    study="postgresql://me@host/database",
     repeats=2,
     metric="val/loss/color",
     classes=Path("/some/all.csv"),
@@ -136,10 +137,19 @@ def test_a_resumed_sweep_keeps_its_data_heads_and_metric(name: str, value: Any) 
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in NAMES if name not in ("data", "heads", "classes", "metric", "val_fraction")],
+    [name for name in NAMES if name not in (*OF_THE_DATA, "study")],
 )
 def test_a_resumed_sweep_may_change_any_other_option(name: str) -> None:
     dataclasses.replace(FULL, **{name: getattr(TuneOptions(), name)}).check_kept(FULL)
+
+
+def test_the_password_of_a_database_is_not_kept(tmp_path: Path) -> None:
+    options = TuneOptions(study="postgresql://me:secret@host/database")
+    saved = kept(options, tmp_path / "sweep.json")
+    assert "secret" not in (tmp_path / "sweep.json").read_text()
+    options.check_kept(saved)
+    with pytest.raises(UserError, match="keeps its study"):
+        dataclasses.replace(options, study="postgresql://me:secret@host/another").check_kept(saved)
 
 
 def test_the_same_data_by_another_path_is_kept(

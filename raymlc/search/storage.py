@@ -38,6 +38,7 @@ from raymlc.search.place import check_storage, database_url, engine_url, without
 from raymlc.search.transfer import newest
 
 METRIC, FOLDER = "metric", "folder"  # a study's attributes
+OWN_NAME = "raymlc"  # of a study in a place of its own
 
 PATIENCE = 120.0  # seconds that a database may be gone for
 _LONGEST_PAUSE = 10.0  # seconds from one try to the next
@@ -75,7 +76,7 @@ def open_study(
     check_objectives(len(names), sampler, pruner)
     storage = open_storage(where, shared=folder is not None)
     study = optuna.create_study(
-        study_name=newest(storage, "raymlc" if folder is None else folder.name),
+        study_name=newest(storage, OWN_NAME if folder is None else folder.name),
         storage=storage,
         directions=["maximize" if higher_is_better(one) else "minimize" for one in names],
         load_if_exists=True,

@@ -28,6 +28,9 @@ from raymlc.trial import TrialConfig
 METRICS, CHECKPOINT, SECONDS, IMAGES, NODE = "metrics", "checkpoint", "seconds", "images", "node"
 
 
+_NEVER_BEGUN = "the sweep was killed before it could begin"
+
+
 @dataclass(frozen=True)
 class Assignment:
     """A trial to be run: its number in the study and its values.
@@ -287,7 +290,7 @@ class StudyBook:
             score=score_of(stored, self.metric),
             metrics=stored,
             params=params,
-            reason=attributes.get(REASON, ""),
+            reason=attributes.get(REASON, _NEVER_BEGUN if trial.state == TrialState.FAIL else ""),
             seconds=attributes.get(SECONDS, math.nan),
         )
 

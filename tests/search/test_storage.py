@@ -20,7 +20,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import URL, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
 from raymlc.errors import UserError
@@ -448,6 +448,18 @@ def test_a_server_that_is_not_there_or_refuses_is_said_in_one_line(
     )
     assert "refused" in said
     assert "secret" not in said
+
+
+def test_a_password_that_a_driver_repeats_is_not_shown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(url: str, engine_kwargs: dict[str, Any]) -> None:
+        raise OperationalError("", {}, ValueError(f"no such option: {PASSWORD}"))
+
+    monkeypatch.setattr(module, "RDBStorage", refuse)
+    monkeypatch.setattr(module, "check_storage", lambda where, cluster: None)  # needs no driver
+    where = URL.create("postgresql", "me", PASSWORD, "host").render_as_string(hide_password=False)
+    assert "ValueError: no such option: ***;" in refusal(where, folder)
 
 
 def test_a_user_who_may_not_make_tables_is_told_so(running: Postgres, folder: Path) -> None:
