@@ -8,6 +8,7 @@ import runpy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from raymlc.data.demo import draw_demo
+from raymlc.data.duplicates import find_repeats, repeat_lines
 from raymlc.data.table import Table, choose_heads, read_header, read_table
 from raymlc.door import check_at_least_1, parse
 from raymlc.errors import UserError, one_line
@@ -22,6 +24,7 @@ from raymlc.labels import MISSING
 from raymlc.metric import check_metric, objectives
 from raymlc.options import RunOptions
 from raymlc.trial import TrialConfig, parse_assignment
+from raymlc.watch.progress import track
 
 _Options = TypeVar("_Options", bound=RunOptions)
 
@@ -116,6 +119,11 @@ def read_data(options: RunOptions, console: Console) -> Table:
         check_metric(options.metric, choose_heads(read_header(data), options.heads, "train.csv"))
     table = read_table(data, options.heads, options.val_fraction, options.classes)
     _check_metric_has_labels(options.metric, table)
+    lines = repeat_lines(table, find_repeats(table, options.cache, partial(track, console)))
+    if lines:
+        lines[-1] += f"; python -m raymlc.check {data} --output FILE.csv names them"
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     return table
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from raymlc.training.checkpoint import Checkpoint
     from raymlc.training.scoring import Scorer
 
+_MOST = 1000  # labels of a head that are disagreed with and written
 RESULTS = Path("results.csv")  # of several checkpoints, unless --results names another
 _WEIGHTS = {"raw": "as trained", "ema": "moving average", "average": "mean of checkpoints"}
 
@@ -49,8 +50,11 @@ class ValidateOptions:
     """Which CSV of the folder: val, test, train. Metrics are named after it."""
     results: Path | None = None
     """CSV file to write. Default: results.csv for several checkpoints, none for one."""
+    mistakes: Path | None = None
+    """Folder for the labels that one checkpoint most disagrees with, so that wrong ones are found:
+    mistakes.csv, the worst 1,000 of each head first, and mistakes.html with their pictures."""
     overwrite: bool = False
-    """Replace the file of --results if there is one."""
+    """Replace the files of --results and --mistakes if there are any."""
     sort_by: str | None = None
     """Metric that orders several checkpoints: the lowest loss first, or the highest of another
     metric, such as test/macro_f1/color. Default: SPLIT/accuracy."""
@@ -89,6 +93,8 @@ def _validate(options: ValidateOptions) -> int:
     folders = checkpoints_in(options.checkpoints)
     results = options.results or (RESULTS if len(folders) > 1 else None)
     check_free(results, "--results", options.overwrite)
+    if options.mistakes:
+        _claim(options.mistakes, len(folders), options.overwrite)
     console = Console(stderr=True)
     scorer = Scorer(
         csv_file,
@@ -118,8 +124,14 @@ def _one(options: ValidateOptions, folder: Path, scorer: Scorer, results: Path |
     metrics = {name: value for name, value in row.items() if name.startswith(f"{options.split}/")}
     if options.json:
         print(json.dumps(metrics))
-        return 0
-    title = f"{folder} on {scorer.csv}, {len(images):,} rows"
+    else:
+        _print_heads(checkpoint, f"{folder} on {scorer.csv}, {len(images):,} rows", metrics)
+    if options.mistakes:
+        _write_mistakes(options.mistakes, checkpoint, str(folder), scorer)
+    return 0
+
+
+def _print_heads(checkpoint: Checkpoint, title: str, metrics: dict[str, float]) -> None:
     table = Table(title=Text(title), box=box.SIMPLE_HEAD)
     names = [name for name in metrics if name.count("/") == 1]
     table.add_column("head")
@@ -132,7 +144,41 @@ def _one(options: ValidateOptions, folder: Path, scorer: Scorer, results: Path |
     table.add_row("mean", *(brief(metrics[name]) for name in names))
     plain_console().print(table)
     print(_weights_line(checkpoint))
-    return 0
+
+
+def _claim(folder: Path, checkpoints: int, overwrite: bool) -> None:
+    """Make the folder of --mistakes. Raises UserError where it cannot be it."""
+    if checkpoints > 1:
+        raise UserError(
+            f"--mistakes are those of one checkpoint, but {checkpoints} are named; name one of them"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+    except OSError as error:
+        raise UserError(
+            f"--mistakes must be a folder to write in, but {folder}: {error}"
+        ) from error
+    if taken and not overwrite:
+        raise UserError(
+            f"--mistakes must name a new folder, but {folder} is there; choose another, or take"
+            " --overwrite"
+        )
+
+
+def _write_mistakes(folder: Path, checkpoint: Checkpoint, name: str, scorer: Scorer) -> None:
+    from raymlc.watch.mistakes import COLUMNS, contact_sheet, csv_rows, summary
+
+    found = scorer.mistakes(checkpoint, _MOST)
+    with written(folder / "mistakes.csv", "--mistakes") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(COLUMNS)
+        lines.writerows(csv_rows(found))
+    with written(folder / "mistakes.html", "--mistakes") as file:
+        file.write(contact_sheet(found, scorer.csv.name, name, scorer.progress))
+    for one in found:
+        scorer.say(f"head {one.head.name}: {summary(one, len(one.worst), 'in mistakes.csv')}")
+    scorer.say(f"labels to look at: {folder / 'mistakes.html'}, {folder / 'mistakes.csv'}")
 
 
 def _several(

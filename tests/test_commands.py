@@ -8,6 +8,8 @@ import pytest
 
 from raymlc.average import AverageOptions
 from raymlc.average import main as average
+from raymlc.check import CheckOptions
+from raymlc.check import main as check
 from raymlc.export import ExportOptions
 from raymlc.export import main as export
 from raymlc.options import RunOptions, TrainOptions, TuneOptions
@@ -15,6 +17,8 @@ from raymlc.pick import PickOptions
 from raymlc.pick import main as pick
 from raymlc.predict import PredictOptions
 from raymlc.predict import main as predict
+from raymlc.report import ReportOptions
+from raymlc.report import main as report
 from raymlc.train import main as train
 from raymlc.tune import main as tune
 from raymlc.validate import ValidateOptions
@@ -33,14 +37,16 @@ TUNE = RUN | {
 TRAIN = RUN | {"--keep", "--keep-heads", "--trial"}
 VALIDATE = {
     "--batch-size", "--broken-images", "--cache", "--data", "--device", "--flip", "--image-size",
-    "--json", "--overwrite", "--results", "--sort-by", "--split",
+    "--json", "--mistakes", "--overwrite", "--results", "--sort-by", "--split",
 }  # fmt: skip
 PREDICT = {
     "--batch-size", "--broken-images", "--device", "--flip", "--output", "--overwrite", "--top",
 }  # fmt: skip
 EXPORT = {"--output", "--overwrite"}
 AVERAGE = {"--best", "--metric", "--output"}
+CHECK = {"--cache", "--classes", "--heads", "--output", "--overwrite", "--val-fraction"}
 PICK = {"--all", "--weights"}
+REPORT = {"--output"}
 COMMANDS = {
     "tune": (tune, TUNE),
     "train": (train, TRAIN),
@@ -49,6 +55,8 @@ COMMANDS = {
     "export": (export, EXPORT),
     "average": (average, AVERAGE),
     "pick": (pick, PICK),
+    "check": (check, CHECK),
+    "report": (report, REPORT),
 }
 
 
@@ -77,7 +85,9 @@ def test_the_help_lists_exactly_these_options(
         PredictOptions,
         ExportOptions,
         AverageOptions,
+        CheckOptions,
         PickOptions,
+        ReportOptions,
     ],
 )
 def test_every_option_is_typed_frozen_and_explained(options: type) -> None:
@@ -97,5 +107,5 @@ def test_every_option_of_a_command_in_the_readme_exists() -> None:
 
 def test_ci_runs_the_readmes_own_test_command() -> None:
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
-    (command,) = re.findall(r"^(python3 -m venv .* pytest)$", readme, re.MULTILINE)
+    (command,) = re.findall(r"^(python3 -m venv .* pytest .*)$", readme, re.MULTILINE)
     assert command in ci

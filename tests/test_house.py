@@ -39,7 +39,9 @@ FLOORS = {
     "raymlc.predict": 5,
     "raymlc.export": 5,
     "raymlc.average": 5,
+    "raymlc.check": 5,
     "raymlc.pick": 5,
+    "raymlc.report": 5,
 }
 ARROWS = {
     ("raymlc.fields", "raymlc.errors"),

@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torch.nn import functional
 
 import raymlc.training.scoring as scoring
-from raymlc.data.batches import Normalization
+from raymlc.data.batches import Normalization, evaluation_batches
 from raymlc.data.store import decode, open_split
 from raymlc.data.table import read_table
 from raymlc.labels import Labels
@@ -462,3 +462,190 @@ def test_wrong_words_are_refused_in_a_line(
         assert told[-1].startswith("error: ")
         assert words in told[-1]
     assert not list((tmp_path / "here").iterdir())
+
+
+def expected_mistakes(folder: Path, data: Path, split: str) -> dict[str, list[dict[str, Any]]]:
+    """By head, as of `logits_of`, the surest disagreement first."""
+    logits = logits_of(folder, data, split)
+    mistakes: dict[str, list[dict[str, Any]]] = {"shape": [], "code": [], "marks": []}
+    for number, row in enumerate(rows_of(data / f"{split}.csv")):
+        for head in ("shape", "code"):
+            said = dict(
+                zip(sorted(HEADS[head]), logits[head][number].softmax(0).tolist(), strict=True)
+            )
+            best = max(said, key=lambda name: said[name])
+            if best != row[head]:
+                words = ("", row[head], best)
+                mistakes[head].append(mistake(row, number, words, said[row[head]], said[best]))
+        for name, chance in zip(
+            ("bar", "dot"), logits["marks"][number].sigmoid().tolist(), strict=True
+        ):
+            true = name in row["marks"].split("|")
+            if true != (chance > 0.5):
+                words = (name, *(("yes", "no") if true else ("no", "yes")))
+                label = chance if true else 1 - chance
+                mistakes["marks"].append(mistake(row, number, words, label, 1 - label))
+    for some in mistakes.values():
+        some.sort(key=lambda one: one["label_probability"] - one["prediction_probability"])
+    return mistakes
+
+
+def mistake(
+    row: dict[str, str], number: int, words: tuple[str, ...], label: float, prediction: float
+) -> dict[str, Any]:
+    named = dict(zip(("class", "label", "prediction"), words, strict=True))
+    chances = {"label_probability": label, "prediction_probability": prediction}
+    return {"image_path": row["image_path"], "row": str(number + 1), **named, **chances}
+
+
+def mistakes_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """What mistakes.csv says, by head."""
+    by_head: dict[str, list[dict[str, Any]]] = {}
+    for row in rows_of(folder / "mistakes.csv"):
+        told: dict[str, Any] = {**row}
+        for name in ("label_probability", "prediction_probability"):
+            told[name] = float(row[name] or "nan")
+        by_head.setdefault(told.pop("head"), []).append(told)
+    return by_head
+
+
+def assert_same(told: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert len(told) == len(expected)
+    for one, other in zip(told, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30])
+def test_the_labels_that_the_model_disagrees_with_are_written_surest_first(
+    tmp_path: Path, data: Path, batch_size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint(tmp_path / "best")
+    out = tmp_path / "look" / "here"
+    metrics = metrics_of(capsys, data, folder, "--mistakes", out, "--batch-size", batch_size)
+    told, expected = mistakes_of(out), expected_mistakes(folder, data, "val")
+    for head in HEADS:
+        assert_same(told[head], expected[head])
+    for head in ("shape", "code"):
+        assert len(told[head]) == round(30 * (1 - metrics[f"val/accuracy/{head}"]))
+    assert sorted(path.name for path in out.iterdir()) == ["mistakes.csv", "mistakes.html"]
+    page = (out / "mistakes.html").read_text()
+    assert page.count("<figure>") == sum(map(len, told.values()))
+
+
+def test_mistakes_beyond_the_most_of_a_head_are_left_out_aloud(
+    tmp_path: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = checkpoint(tmp_path / "best")
+    monkeypatch.setattr("raymlc.validate._MOST", 4)
+    assert command(data, folder, "--mistakes", tmp_path / "m", "--split", "test") == 0
+    expected = expected_mistakes(folder, data, "test")
+    for head, told in mistakes_of(tmp_path / "m").items():
+        assert_same(told, expected[head][:4])
+    total = len(expected["shape"])
+    assert total > 4
+    assert (
+        f"head shape: the model disagrees with {total} of 17 labels; the worst 4 in mistakes.csv"
+        in capsys.readouterr().err
+    )
+
+
+def test_rows_without_a_label_are_no_mistakes_and_labels_that_training_never_saw_come_last(
+    tmp_path: Path, data: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("cache"))
+    lines = (data / "val.csv").read_text().splitlines()
+    lines[1:4] = ["val0.png,,,", "val1.png,new,1,star|bar", "val2.png,new,,|"]
+    (tmp_path / "data" / "val.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "data" / "val5.png").write_text("broken")
+    folder = checkpoint(tmp_path / "best")
+    words = ["--mistakes", tmp_path / "m", "--broken-images", "skip"]
+    assert command(tmp_path / "data", folder, *words) == 0
+    told = mistakes_of(tmp_path / "m")
+    plain = expected_mistakes(folder, data, "val")
+    for head in HEADS:
+        assert_same(
+            [one for one in told[head] if int(one["row"]) > 3],
+            [one for one in plain[head] if int(one["row"]) > 3 and one["row"] != "6"],
+        )
+        assert not [one for one in told[head] if one["row"] == "1"]
+    last = told["shape"][-2:]
+    assert [(one["row"], one["label"]) for one in last] == [("2", "new"), ("3", "new")]
+    assert all(np.isnan(one["label_probability"]) for one in last)
+    assert all(one["prediction_probability"] > 1 / 3 for one in last)
+    star = told["marks"][-1]
+    assert (star["row"], star["class"], star["label"], star["prediction"]) == (
+        "2",
+        "star",
+        "yes",
+        "no",
+    )
+
+
+def test_mistakes_are_seen_as_the_metrics_are(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint(tmp_path / "best", changes={"eval_crop": 0.6})
+    words = ["--flip", "--image-size", 48]
+    metrics = metrics_of(capsys, data, folder, "--mistakes", tmp_path / "m", *words)
+    plain = metrics_of(capsys, data, checkpoint(tmp_path / "plain"), "--mistakes", tmp_path / "p")
+    for told, of in (("m", metrics), ("p", plain)):
+        for head, found in mistakes_of(tmp_path / told).items():
+            if head != "marks":
+                assert len(found) == round(30 * (1 - of[f"val/accuracy/{head}"]))
+    assert mistakes_of(tmp_path / "m") != mistakes_of(tmp_path / "p")
+
+
+def test_a_folder_of_mistakes_is_not_replaced_unless_that_is_asked(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = checkpoint(tmp_path / "best"), tmp_path / "m"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    (out / "mistakes.csv").write_text("old")
+    assert command(data, folder, "--mistakes", out) == 2
+    assert f"--mistakes must name a new folder, but {out} is there" in capsys.readouterr().err
+    assert (out / "mistakes.csv").read_text() == "old"
+    assert command(data, folder, "--mistakes", out, "--overwrite") == 0
+    assert mistakes_of(out)["shape"]
+    assert (out / "mine.txt").read_text() == "mine"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert command(data, folder, "--mistakes", empty) == 0
+
+
+def test_mistakes_of_several_checkpoints_and_in_a_file_are_refused_in_a_line(
+    many: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for arguments, words in (
+        ([many, "--mistakes", "m"], "--mistakes are those of one checkpoint, but 6 are named"),
+        ([many / "2", "--mistakes", tmp_path / "file"], "--mistakes must be a folder to write in"),
+        (
+            [many / "2", "--mistakes", tmp_path / "file", "--overwrite"],
+            "--mistakes must be a folder to write in",
+        ),
+    ):
+        assert command(data, *arguments) == 2
+        assert words in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_out_of_memory_halves_the_batch_of_mistakes_too(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint(tmp_path / "best")
+    assert command(data, folder, "--mistakes", tmp_path / "m") == 0
+    batches = evaluation_batches
+
+    def batches_or_fail(images: Any, size: int, *arguments: Any, **named: Any) -> Any:
+        if size > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batches(images, size, *arguments, **named)
+
+    monkeypatch.setattr(scoring, "evaluation_batches", batches_or_fail)
+    assert command(data, folder, "--mistakes", tmp_path / "n") == 0
+    for head, told in mistakes_of(tmp_path / "n").items():
+        assert_same(told, mistakes_of(tmp_path / "m")[head])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from raymlc.search.rungs import chance, fractions, length, losses, rung_epoch, spared, trust
+from raymlc.search.rungs import ASIDE, chance, fractions, length, losses, rung_epoch, spared, trust
 
 
 class Promoting(optuna.pruners.BasePruner):
@@ -50,7 +50,7 @@ class RungPruner(optuna.pruners.BasePruner):
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether `trial` ends with the epoch that it reported last."""
         steps = sorted(trial.intermediate_values)
-        if not steps:
+        if not steps or ASIDE in trial.user_attrs:
             return False
         before = steps[-2] if len(steps) > 1 else 0
         epochs = length(trial, self._longest)
@@ -62,38 +62,50 @@ class RungPruner(optuna.pruners.BasePruner):
         if not passed:
             return False
         rungs = self._losses(study)
-        if passed[-1] < len(rungs) - 1 and chance(trial.number) < spared(trust(rungs)):
+        there = rungs[passed[-1]]
+        if there is not rungs[-1] and chance(trial.number) < spared(trust(rungs)):
             return False
-        return not self._among_the_best(trial.number, rungs[passed[-1]])
+        ahead = sum(loss < there[trial.number] for loss in there.values())
+        return ahead >= self._places(len(there))
+
+    def _places(self, there: int) -> float:
+        """How many of those that are at a rung go on."""
+        # Of n before the one that came, it must be among the best n/factor; the first one goes on.
+        return 1 + max(0, there - 2) // self._factor
 
     def _losses(self, study: optuna.Study) -> list[dict[int, float]]:
-        trials = study.get_trials(deepcopy=False)
+        trials = [t for t in study.get_trials(deepcopy=False) if ASIDE not in t.user_attrs]
         return losses(trials, self._fractions, self._longest, study.direction)
-
-    def _among_the_best(self, number: int, there: Mapping[int, float]) -> bool:
-        # Of n others, it must be among the best n/factor; a quantile of infinities is NaN.
-        ahead = sum(loss < there[number] for loss in there.values())
-        return ahead <= max(0.0, (len(there) - 2) / self._factor)
 
 
 class PromotingPruner(RungPruner, Promoting):
     """Halts as `RungPruner` does, and lets go on who is among the best share by now.
 
     arXiv:1810.05934, Algorithm 2. A promising trial that came early, when better ones happened to
-    be there, is not lost; so trials that run long are chosen from all, not from latecomers only.
+    be there, is not lost; and the first to come need not be good to go on, for none goes on before
+    there are `factor` of them.
     """
 
     def promote(self, study: optuna.Study, paused: Collection[int], all_asked: bool) -> int | None:
-        """Of the highest rung that has one, the best halted trial that is in its best share."""
+        """Of the highest rung that has one, the best halted trial that is in its best share.
+
+        A trial that failed later leaves its place in the share to the next. When all were asked, a
+        rung that fewer than `factor` reached lets its best one go on.
+        """
+        failed = {t.number for t in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))}
         left = set(paused)
         for there in reversed(self._losses(study)):
-            here = [number for number in there if number in left]
+            here = left & there.keys()
             if here:
                 best = min(here, key=lambda number: (there[number], number))
-                if self._among_the_best(best, there):
+                ahead = sum(there[number] < there[best] for number in there.keys() - failed)
+                if ahead < max(int(all_asked), self._places(len(there))):
                     return best
-            left.difference_update(here)
+            left -= here
         return None
+
+    def _places(self, there: int) -> float:
+        return there // self._factor
 
 
 class OneEpochPruner(Promoting):
@@ -111,7 +123,7 @@ class OneEpochPruner(Promoting):
 
         A trial that fails leaves its place in the tenth to the next.
         """
-        trials = study.get_trials(deepcopy=False)
+        trials = [t for t in study.get_trials(deepcopy=False) if ASIDE not in t.user_attrs]
         if not all_asked or any(
             not trial.state.is_finished() and not trial.intermediate_values for trial in trials
         ):
@@ -120,5 +132,5 @@ class OneEpochPruner(Promoting):
         seen = [t for t in trials if t.intermediate_values and t.state != TrialState.FAIL]
         first = {t.number: sign * t.intermediate_values[min(t.intermediate_values)] for t in seen}
         best = sorted(first, key=lambda number: (first[number], number))
-        tenth = best[: max(1, round(len(trials) / 10))]
+        tenth = best[: max(1, round(len(best) / 10))]
         return next((number for number in tenth if number in paused), None)

@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-SPARED = 0.25  # share of trials that no early rung stops, before it is known what those are worth
-# A trial's attributes: its values; why it failed; whether it was halted and may be promoted.
+# A trial's attributes: its values; why it failed; whether it was halted and may be promoted; that
+# no trial is compared with it at a rung, since it is of another space or another study.
 CONFIG, REASON, PAUSED, ASIDE = "config", "reason", "paused", "aside"
+
+SPARED = 0.1  # the least share of trials that no early rung stops: what is known of those rungs
+_TRUSTED, _WEIGHT = 0.8, 4  # how far they are trusted at first, and how many trials that counts as
 
 
 def fractions(first: float, factor: float) -> list[float]:
@@ -90,25 +92,26 @@ def chance(number: int) -> float:
 
 
 def trust(rungs: Sequence[Mapping[int, float]]) -> float:
-    """How far the lowest of these rungs foretells the highest one: Kendall's tau, 0 at the least.
+    """How far the lowest of these rungs foretells the highest one, from 0 to 1.
 
-    Measured on the trials whose lot let them pass the rungs between whatever they were worth; those
-    that passed by their worth would flatter none and say little. It begins at a half, which counts
-    as much as four trials.
+    Of what the best third at the highest rung is ahead of the mean, the share that the best third
+    at the lowest rung has. Gaps count, not ranks: of trials that are all as bad as chance, the
+    order says nothing; and what is worse than the median counts as the median. Measured on trials
+    whose lot let them pass the rungs between whatever they were worth.
     """
     both = [n for n in rungs[-1] if n in rungs[0] and chance(n) < SPARED]
-    count = len(both)
-    agreed = (_above([rungs[0][n] for n in both]) * _above([rungs[-1][n] for n in both])).sum()
-    tau = float(agreed) / (count * (count - 1)) if count > 1 else 0.0
-    return max(0.0, (tau * count + 0.5 * 4) / (count + 4))
+    late_N = np.array([rungs[-1][number] for number in both])
+    if np.isfinite(late_N).sum() <= len(both) / 2:  # none, or the median is infinite
+        return _TRUSTED
+    late_N = np.minimum(late_N, np.median(late_N))
+    third = max(1, len(both) // 3)
+    chosen = np.argsort([rungs[0][number] for number in both], kind="stable")[:third]
+    ahead = late_N.mean() - np.sort(late_N)[:third].mean()
+    kept = (late_N.mean() - late_N[chosen].mean()) / ahead if ahead > 0 else _TRUSTED
+    share = (kept * len(both) + _TRUSTED * _WEIGHT) / (len(both) + _WEIGHT)
+    return float(np.clip(share, 0.0, 1.0))
 
 
 def spared(trusted: float) -> float:
     """Share of trials that only the last rung may stop: more, the less the early ones foretell."""
-    return max(0.05, (1 - trusted) ** 2)
-
-
-def _above(losses_N: Sequence[float]) -> NDArray[np.int64]:
-    """For each pair of losses 1, 0 or -1; infinite ones are alike."""
-    column = np.array(losses_N, dtype=np.float64)[:, None]
-    return (column > column.T).astype(np.int64) - (column < column.T)
+    return max(SPARED, (1 - trusted) ** 2)

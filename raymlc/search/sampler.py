@@ -19,6 +19,7 @@ from raymlc.search.rungs import CONFIG, fractions, losses, order, trust
 _ANYWHERE, _NEAR = 200, 300  # candidates of a proposal: in the whole space; near the best trials
 _BEST = 10  # trials that candidates are drawn near to
 _STEP = 0.2  # of a range: how far from them
+_UNLED = 5  # one trial of so many is drawn at random
 _OBSERVED = 250  # trials that the process sees, at most: the better half and some of the others
 _FITTED = 150  # of them, those that its lengths are fitted to
 _STEPS = 12  # of a fit
@@ -32,6 +33,8 @@ class RungSampler(optuna.samplers.BaseSampler):
     normal scores of the ranks, so a metric's scale does not matter, nor that one loss exploded.
     Its question is the expected improvement (doi:10.1023/A:1008306431147), asked at points anywhere
     and near the best; proposals that run, unseen yet, count as seen with what the model expects.
+    Every fifth trial is drawn at random: where most trials are as bad as chance, their ranks are
+    noise that leads away from the few that learn (a share as of BOHB, arXiv:1807.01774).
 
     Conditional spaces, categories, whole numbers, steps and log scales are welcome.
     longest: epochs of trials that do not say how many they have. startup: trials proposed before
@@ -80,6 +83,9 @@ class RungSampler(optuna.samplers.BaseSampler):
         encoding = Encoding(search_space)
         trials = [other for other in study.get_trials(deepcopy=False) if other.params]
         points = self._points(encoding, trials)
+        if trial.number % _UNLED == _UNLED - 1:
+            drawn = encoding.random(self._rng, 20)
+            return encoding.values(_first_new(encoding, drawn, list(points.values())))
         rungs = losses(trials, self._fractions, self._longest, study.direction)
         ranked = [number for number in order(rungs) if number in points]
         if len(trials) < self._startup or len(ranked) < self._startup // 2:
@@ -184,15 +190,15 @@ class RungSampler(optuna.samplers.BaseSampler):
 
 def _first_new(encoding: Encoding, candidates: Floats, known: Sequence[Floats]) -> Floats:
     """The first candidate whose values are not a known point's; the first one if all are."""
-    points = {_key(point) for point in known}
     known_NP = np.stack(known)
+    taken_NP = _key(known_NP)
     for candidate in candidates:
         # Whole numbers and steps: several points are one value.
         point = encoding.point(encoding.values(candidate))
-        if _key(without_unasked(point[None], known_NP)[0]) not in points:
+        if not (taken_NP == _key(without_unasked(point[None], known_NP))).all(1).any():
             return np.asarray(candidate)
     return np.asarray(candidates[0])
 
 
-def _key(point_P: Floats) -> tuple[float, ...]:
-    return tuple(-1.0 if np.isnan(x) else round(x, 9) for x in point_P.tolist())
+def _key(points_NP: Floats) -> Floats:
+    return np.asarray(np.nan_to_num(points_NP, nan=-1.0).round(9))

@@ -214,21 +214,47 @@ def test_it_finds_the_bottom_of_a_bowl_from_trials_that_were_stopped_early(
     assert np.median(found[:8]) > 1
 
 
-def test_early_values_that_foretell_nothing_do_not_lead_it() -> None:
+def test_late_values_of_trials_that_came_far_outweigh_their_early_ones() -> None:
     study = sampled(0)
     proposed = []
-    for _ in range(60):
+    for _ in range(40):
         trial = begin(study)
         x = trial.suggest_float("x", 0.0, 1.0)
         proposed.append(x)
         trial.report(x, 1)  # the higher, the worse it looks and the better it gets
-        if trial.number % 3:
-            study.tell(trial, state=TrialState.PRUNED)
-        else:
-            trial.report(1 - x, 3)
-            trial.report(1 - x, EPOCHS)
-            study.tell(trial, 1 - x)
+        trial.report(1 - x, EPOCHS)
+        study.tell(trial, 1 - x)
     assert np.median(proposed[-20:]) > 0.7
+
+
+def test_what_learns_is_found_where_nearly_all_trials_are_as_bad_as_chance() -> None:
+    found = []
+    for seed in range(4):
+        study = sampled(seed)
+        learned = []
+        for _ in range(80):
+            trial = begin(study)
+            x = [trial.suggest_float(name, 0.0, 1.0) for name in "abcdef"]
+            learned.append(x[0] > 0.6 and 0.3 < x[1] < 0.6)
+            # What differs between the others leads away from there.
+            loss = 0.1 if learned[-1] else 0.7 + 0.001 * (x[0] + abs(x[1] - 0.9))
+            trial.report(loss, 1)
+            study.tell(trial, state=TrialState.PRUNED)
+        found.append(sum(learned))
+    assert min(found) > 8
+
+
+def test_a_category_that_asks_for_nothing_else_is_proposed_once() -> None:
+    study = sampled(0)
+    asked = []
+    for _ in range(20):
+        trial = begin(study)
+        one = trial.suggest_categorical("one", ["a", "b"])
+        loss = float(trial.suggest_int("two", 1, 40)) if one == "a" else 0.0
+        asked.append(one)
+        trial.report(loss, EPOCHS)
+        study.tell(trial, loss)
+    assert asked.count("b") == 1
 
 
 def test_a_place_where_trials_fail_is_left() -> None:

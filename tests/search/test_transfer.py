@@ -7,6 +7,7 @@ import optuna
 import pytest
 from optuna.trial import BaseTrial, TrialState
 
+from raymlc.search.choice import PrunerName
 from raymlc.search.space import Space
 from raymlc.search.storage import open_study
 from raymlc.search.study import StudyBook
@@ -159,6 +160,26 @@ def test_trials_that_a_new_space_cannot_give_stay_beside_the_search(tmp_path: Pa
     rows = {row.number: row for row in book.rows()}
     assert rows[0].score == 0.9  # all of them are shown as before, with their values
     assert all(rows[number].params["lr"] == study.trials[number].params["lr"] for number in rows)
+
+
+@pytest.mark.parametrize("pruner", ["rungs", "promote", "one-epoch"])
+def test_no_trial_is_compared_with_those_beside_the_search(
+    tmp_path: Path, pruner: PrunerName
+) -> None:
+    others = study_of(tmp_path / "other", old).trials
+    study = open_study(tmp_path / "mine", ACCURACY, "rungs", pruner, 0, 4)
+    take_over(study, space(old), others * 9, "runs/other")  # all of them as good as can be
+    book = StudyBook(study, space(old), ACCURACY, 1)
+    assignment = book.next()
+    assert assignment is not None
+    number = assignment.number
+    halted = book.report(number, {"epoch": 1.0, ACCURACY: 0.1})
+    assert halted == (pruner != "rungs")  # these let nobody pass before they have seen some
+    if halted:
+        assert book.end(number, {ACCURACY: 0.1}) == TrialState.RUNNING
+        again = book.next()
+        assert again is not None
+        assert again.number == number
 
 
 def test_the_newest_whole_copy_is_the_study_of_the_sweep(tmp_path: Path) -> None:

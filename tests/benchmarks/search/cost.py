@@ -3,7 +3,8 @@
 Command:   python -m tests.benchmarks.search.cost [--trials 10 100 1000 3000]
 
 Studies are in memory and hold trials of 50 epochs over 8 parameters, of which most were stopped at
-a rung. Then some more trials are asked, reported for their epochs and told. On one thread.
+a rung, or halted by a pruner that promotes. Then some more trials are asked, reported for their
+epochs and told. To ask such a pruner whom it promotes counts to an ask. On one thread.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from raymlc.search.choice import PrunerName, SamplerName, make_pruner, make_sampler
+from raymlc.search.pruner import Promoting
 from raymlc.search.rungs import CONFIG
 
 EPOCHS, REPEATS = 50, 15
@@ -26,7 +28,11 @@ SPACE: dict[str, BaseDistribution] = {
     **{f"x{number}": FloatDistribution(0.0, 1.0) for number in range(7)},
     "kind": CategoricalDistribution(["a", "b", "c"]),
 }
-PAIRS: tuple[tuple[SamplerName, PrunerName], ...] = (("rungs", "rungs"), ("tpe", "asha"))
+PAIRS: tuple[tuple[SamplerName, PrunerName], ...] = (
+    ("rungs", "rungs"),
+    ("rungs", "promote"),
+    ("tpe", "asha"),
+)
 
 
 def filled(sampler: SamplerName, pruner: PrunerName, count: int) -> optuna.Study:
@@ -35,15 +41,17 @@ def filled(sampler: SamplerName, pruner: PrunerName, count: int) -> optuna.Study
     study = optuna.create_study(
         sampler=make_sampler(sampler, 0, EPOCHS), pruner=make_pruner(pruner, EPOCHS)
     )
+    stopped = TrialState.RUNNING if isinstance(study.pruner, Promoting) else TrialState.PRUNED
     trials = []
     for _ in range(count):
         epochs = int(rng.choice([2, 6, 17, EPOCHS], p=[0.6, 0.25, 0.1, 0.05]))
         params = {f"x{number}": float(rng.random()) for number in range(7)}
         curve = sum(params.values()) + 1 / np.arange(1, epochs + 1) + rng.normal(0, 0.1, epochs)
+        state = TrialState.COMPLETE if epochs == EPOCHS else stopped
         trials.append(
             create_trial(
-                state=TrialState.COMPLETE if epochs == EPOCHS else TrialState.PRUNED,
-                value=float(curve[-1]),
+                state=state,
+                value=None if state == TrialState.RUNNING else float(curve[-1]),
                 params={**params, "kind": str(rng.choice(["a", "b", "c"]))},
                 distributions=SPACE,
                 user_attrs={CONFIG: {"epochs": EPOCHS}},
@@ -57,8 +65,12 @@ def filled(sampler: SamplerName, pruner: PrunerName, count: int) -> optuna.Study
 def measure(study: optuna.Study) -> tuple[list[float], list[float], list[float]]:
     """CPU milliseconds of each ask, of each epoch's report and pruning, and of each tell."""
     asks, epochs, tells = [], [], []
+    pruner = study.pruner
+    halted = {trial.number for trial in study.trials if not trial.state.is_finished()}
     for _ in range(REPEATS):
         began = time.process_time()
+        if isinstance(pruner, Promoting):
+            pruner.promote(study, halted, all_asked=False)
         trial = study.ask(SPACE)
         asked = time.process_time()
         trial.set_user_attr(CONFIG, {"epochs": EPOCHS})

@@ -18,16 +18,13 @@ import argparse
 import importlib.util
 import json
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 
-from raymlc.search.pruner import RungPruner
-from raymlc.search.sampler import RungSampler
+from raymlc.search.choice import PrunerName, SamplerName, make_pruner, make_sampler
 from tests.benchmarks.search.searchers import (
     OneEpochThenTop,
     Random,
@@ -42,7 +39,10 @@ from tests.benchmarks.search.simulator import (
     shown_over_time,
     simulate,
 )
+from tests.benchmarks.search.syne import SyneTune
 from tests.benchmarks.search.tables import family, load_curves
+
+Make = Callable[[Curves, int], Searcher]
 
 WORKERS, FULL_RUNS = 4, 40
 MOMENTS = np.linspace(0.05, 1.0, 20)  # shares of the time at which regret is read
@@ -64,36 +64,56 @@ TASKS = {
 }
 
 
-def _before(curves: Curves, seed: int) -> Searcher:
-    """What raymlc did before it had a searcher of its own."""
-    longest = int(curves.length_N.max())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, group=True, constant_liar=True
-        )
-    pruner = optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=max(1, round(longest / 5)), reduction_factor=2
-    )
-    return StudySearcher(curves, sampler, pruner)
+def _pair(sampler: SamplerName, pruner: PrunerName, told_row: bool = True) -> Make:
+    """A sampler and a pruner by the names that raymlc's command line has for them."""
+
+    def make(curves: Curves, seed: int) -> Searcher:
+        longest = int(curves.length_N.max())
+        made = make_sampler(sampler, seed, longest)
+        return StudySearcher(curves, made, make_pruner(pruner, longest), told_row)
+
+    return make
 
 
-def _raymlc(curves: Curves, seed: int, told_row: bool = True) -> Searcher:
-    longest = int(curves.length_N.max())
-    return StudySearcher(curves, RungSampler(seed, longest), RungPruner(longest), told_row)
-
-
-SEARCHERS: dict[str, Callable[[Curves, int], Searcher]] = {
+SEARCHERS: dict[str, Make] = {
     "random": Random,
     "random-asha": lambda c, seed: Random(c, seed, RayAsha(int(c.length_N.max()))),
     "one-epoch-top": OneEpochThenTop,
     "stock": StockRay,
     "stock-proposal": lambda c, seed: StockRay(c, seed, told_row=False),
-    "raymlc-before": _before,
-    "raymlc": _raymlc,
-    "raymlc-proposal": lambda c, seed: _raymlc(c, seed, told_row=False),
+    "hyperband": _pair("random", "hyperband"),
+    "tpe-asha": _pair("tpe", "asha"),
+    "tpe-hyperband": _pair("tpe", "hyperband"),
+    "tpe-median": _pair("tpe", "median"),
+    "tpe-rungs": _pair("tpe", "rungs"),
+    "tpe-promote": _pair("tpe", "promote"),
+    "gp-asha": _pair("gp", "asha"),
+    "cmaes-asha": _pair("cmaes", "asha"),
+    "nsga2-asha": _pair("nsga2", "asha"),
+    "qmc-asha": _pair("qmc", "asha"),
+    "rungs": _pair("rungs", "rungs"),
+    "rungs-proposal": _pair("rungs", "rungs", told_row=False),
+    "rungs-promote": _pair("rungs", "promote"),
+    "syne-asha": lambda c, seed: SyneTune(c, seed, "ASHA"),
+    "syne-bore": lambda c, seed: SyneTune(c, seed, "ASHABORE"),
 }
-SHOWN = ("random", "random-asha", "one-epoch-top", "stock", "raymlc-before", "raymlc")
+SHOWN = (
+    *("random", "random-asha", "hyperband", "one-epoch-top", "stock", "tpe-median"),
+    *("tpe-hyperband", "tpe-asha", "tpe-promote", "rungs", "rungs-promote"),
+)
+PACKAGES = {"syne-": "syne_tune", "gp-": "scipy", "qmc-": "scipy", "cmaes-": "cmaes"}
+
+
+def runnable(searchers: Sequence[str]) -> list[str]:
+    """Those whose package is installed; a line is printed for each other one."""
+    found = []
+    for searcher in searchers:
+        needs = [package for start, package in PACKAGES.items() if searcher.startswith(start)]
+        if needs and importlib.util.find_spec(needs[0]) is None:
+            print(f"without {searcher}: {needs[0]} is not installed")
+        else:
+            found.append(searcher)
+    return found
 
 
 def sweep(curves: Curves, searcher: str, seed: int) -> dict[str, Any]:
@@ -188,7 +208,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     tasks = TASKS.get(options.tasks, TASKS["train"] + TASKS["held-out"])
-    searchers = options.searchers.split(",")
+    searchers = runnable(options.searchers.split(","))
     text = options.results.read_text() if options.results.exists() else ""
     lines = [json.loads(line) for line in text.splitlines()]
     done = {(line["searcher"], line["task"], line["seed"]) for line in lines}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
+from raymlc.search.pruner import Promoting
 from raymlc.search.rungs import CONFIG, REASON
 from tests.benchmarks.search.simulator import Curves, Decision, Hyperparameter
 
@@ -139,7 +140,10 @@ class Study:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.storage = InMemoryStorage()
-        self.study = optuna.create_study(storage=self.storage, sampler=sampler, pruner=pruner)
+        # Optuna's Hyperband draws a trial's bracket by the study's name.
+        self.study = optuna.create_study(
+            storage=self.storage, sampler=sampler, pruner=pruner, study_name="benchmark"
+        )
         self.trials: dict[int, optuna.Trial] = {}
         self._curves = curves
         self._rows = Rows(curves)
@@ -147,7 +151,7 @@ class Study:
 
     def ask(self) -> tuple[int, int] | None:
         trial = self.study.ask()
-        point_D = np.array([_in_unit(axis, _suggest(trial, axis)) for axis in self._curves.axes])
+        point_D = np.array([in_unit(axis, _suggest(trial, axis)) for axis in self._curves.axes])
         row = self._rows.nearest(point_D)
         if row is None:
             self.study.tell(trial, state=TrialState.FAIL)
@@ -184,7 +188,10 @@ class StockRay(Study):
 
 
 class StudySearcher(Study):
-    """A sampler and a pruner on the study, told as raymlc tells them: COMPLETE, PRUNED or FAIL."""
+    """A sampler and a pruner on the study, told as raymlc tells them: COMPLETE, PRUNED or FAIL.
+
+    With a pruner that promotes, a halted trial stays RUNNING and may go on before a new one begins.
+    """
 
     def __init__(
         self,
@@ -195,16 +202,37 @@ class StudySearcher(Study):
     ) -> None:
         super().__init__(curves, sampler, pruner, told_row)
         self._pruned: set[int] = set()
+        self._paused: set[int] = set()
+        self._row: dict[int, int] = {}
         self._best: dict[int, float] = {}
+
+    def ask(self) -> tuple[int, int] | None:
+        job = self._promoted(all_asked=False) or super().ask() or self._promoted(all_asked=True)
+        if job is not None:
+            self._row[job[0]] = job[1]
+        return job
+
+    def _promoted(self, all_asked: bool) -> tuple[int, int] | None:
+        pruner = self.study.pruner
+        if not isinstance(pruner, Promoting):
+            return None
+        number = pruner.promote(self.study, self._paused, all_asked)
+        if number is None:
+            return None
+        self._paused.remove(number)
+        return number, self._row[number]
 
     def report(self, number: int, epoch: int, loss: float, last: bool) -> Decision:
         trial = self.trials[number]
         self._best[number] = min(loss, self._best.get(number, math.inf))
         trial.report(loss, epoch)
-        if not last and trial.should_prune():
-            self._pruned.add(number)
-            return "stop"
-        return "go"
+        if last or not trial.should_prune():
+            return "go"
+        if isinstance(self.study.pruner, Promoting):
+            self._paused.add(number)
+            return "pause"
+        self._pruned.add(number)
+        return "stop"
 
     def end(self, number: int, diverged: bool) -> None:
         trial = self.trials.pop(number)
@@ -223,6 +251,7 @@ def _suggest(trial: optuna.Trial, axis: Hyperparameter) -> float:
     return trial.suggest_float(axis.name, axis.low, axis.high, log=axis.log)
 
 
-def _in_unit(axis: Hyperparameter, value: float) -> float:
+def in_unit(axis: Hyperparameter, value: float) -> float:
+    """A value's place in its range, in [0, 1]."""
     low, high = (math.log(axis.low), math.log(axis.high)) if axis.log else (axis.low, axis.high)
     return ((math.log(value) if axis.log else value) - low) / (high - low)

@@ -9,10 +9,10 @@ import pytest
 from optuna.trial import TrialState
 
 from raymlc.cluster.environment import prepare_environment
-from raymlc.search.pruner import RungPruner
+from raymlc.search.pruner import OneEpochPruner, PromotingPruner, RungPruner
 from raymlc.search.rungs import CONFIG, REASON
 from raymlc.search.sampler import RungSampler
-from tests.benchmarks.search.regret import mean_over_families, sweep, table
+from tests.benchmarks.search.regret import mean_over_families, runnable, sweep, table
 from tests.benchmarks.search.searchers import (
     OneEpochThenTop,
     Random,
@@ -208,6 +208,40 @@ def test_to_the_study_a_trial_is_pruned_complete_or_failed_and_has_its_rows_valu
         assert (REASON in trial.user_attrs) == (trial.state == TrialState.FAIL)
         if trial.state == TrialState.COMPLETE:
             assert max(trial.intermediate_values) == curves.length_N[row]
+
+
+def test_halted_trials_run_on_in_the_study_and_those_promoted_go_on_before_new_ones() -> None:
+    curves = made_curves(diverging=0)
+    searcher = StudySearcher(curves, RungSampler(0, EPOCHS), PromotingPruner(EPOCHS))
+    trace = simulate(curves, searcher, workers=1, until=15 * curves.full_run)
+    assert {t.state.name for t in searcher.study.trials} == {"RUNNING", "COMPLETE"}
+    seen = [row for row, epoch in zip(trace.rows, trace.epochs, strict=True) if epoch == 1]
+    came_back = [
+        row
+        for before, row, epoch in zip(trace.rows, trace.rows[1:], trace.epochs[1:], strict=False)
+        if row != before and epoch > 1
+    ]
+    assert len(came_back) > 1
+    assert len(seen) == len(set(seen))  # and none began anew
+
+
+def test_with_a_pruner_that_waits_for_all_the_tables_best_tenth_runs_to_its_end() -> None:
+    curves = made_curves(count=30, diverging=0)
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    searcher = StudySearcher(curves, sampler, OneEpochPruner())
+    trace = simulate(curves, searcher, workers=2, until=1e9)
+    assert trace.epochs[:30] == [1] * 30
+    best = np.argsort(curves.loss_NE[:, 0])[:3]
+    assert set(trace.rows[30:]) == set(best.tolist())
+    assert len(trace.rows) == 30 + int((curves.length_N[best] - 1).sum())
+
+
+def test_a_peer_whose_package_is_missing_is_left_out_with_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert runnable(["random", "syne-asha", "rungs"]) == ["random", "rungs"]
+    assert "without syne-asha: syne_tune is not installed" in capsys.readouterr().out
 
 
 def test_raymlcs_searcher_beats_random_search_on_a_bowl() -> None:
