@@ -96,7 +96,7 @@ class RunOptions:
         """Raises UserError if these options would change what a resumed run must keep."""
         for name in OF_THE_DATA:
             values = getattr(self, name), getattr(saved, name)
-            new, old = (_lasting(value) if isinstance(value, Path) else value for value in values)
+            new, old = (lasting(value) if isinstance(value, Path) else value for value in values)
             if new != old:
                 raise UserError(
                     f"a resumed run keeps its {name}, but that is {old} and not {new}; begin"
@@ -119,7 +119,7 @@ class TuneOptions(RunOptions):
     """Where the study is kept: the URL of a database that Optuna takes, postgresql:// or mysql://,
     or a journal file. A password is better given in the environment, as the whole URL in
     RAYMLC_STUDY; it is written nowhere. Default: study.journal in the sweep's folder."""
-    trials: str = "12"
+    trials: str = "16"
     """How many trials the sweep shall have in all, failed ones included; of a resumed sweep, +N for
     N more than it has."""
     time_budget: str | None = None
@@ -133,12 +133,12 @@ class TuneOptions(RunOptions):
     warm_start: Path | None = None
     """Folder of another sweep. Its best trial that this space can give is tried first; if data and
     metric are the same, all its finished trials that this space can give inform the search."""
-    sampler: SamplerName = "tpe"
+    sampler: SamplerName = "rungs"
     """How trials are proposed. tpe, cmaes, gp, nsga2, qmc, random are Optuna's; of trials that were
     stopped early tpe and cmaes learn, gp and nsga2 do not, and to tpe one that waits at a rung is a
     bad one. rungs is raymlc's own Bayesian optimisation, which learns from trials of every age,
     finished or not."""
-    pruner: PrunerName = "asha"
+    pruner: PrunerName = "promote"
     """When a trial is stopped early. asha: Optuna's halving, which keeps the better half after a
     fifth of the epochs and at each doubling; Optuna's hyperband, median, wilcoxon. rungs: after
     1/27, 1/9 and 1/3 of its own epochs, unless it is among the best third of those that came so
@@ -193,9 +193,9 @@ def _plain(value: Any) -> Any:
     """A value as JSON has it."""
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
-    return str(_lasting(value)) if isinstance(value, Path) else value
+    return str(lasting(value)) if isinstance(value, Path) else value
 
 
-def _lasting(path: Path) -> Path:
+def lasting(path: Path) -> Path:
     """The path as it holds from any working folder; one below ~ stays each node's own."""
     return path if path.parts[:1] == ("~",) else path.absolute()

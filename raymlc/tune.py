@@ -29,6 +29,7 @@ from raymlc.options import TuneOptions
 from raymlc.search.budget import parse_duration, parse_trials
 from raymlc.search.choice import check_objectives
 from raymlc.search.place import check_storage, resolve
+from raymlc.search.rows import keep_rows
 from raymlc.search.space import Space, built_in, check_space, load_space
 from raymlc.trial import TrialConfig
 
@@ -71,6 +72,7 @@ def _tune(options: TuneOptions, folder: Path, console: Console) -> int:
     check_trials(options, configs, table, console)
     keep_space(space, folder)
     book, lasting = open_book(options, folder, space, configs, console)
+    keep_rows(book.study, table)
     lasting.save(folder / OPTIONS_FILE)
     return launch(options, folder, book, table, console)
 

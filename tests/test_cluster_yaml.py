@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from raymlc.begin import STUDY_VARIABLE
+from raymlc.cluster.probe import versions
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
@@ -162,7 +168,61 @@ def test_the_ray_of_the_nodes_is_one_that_the_project_allows_and_is_tested_with(
     }
     assert all(pinned in requirement.specifier for requirement in of_ray)
     assert pinned.release[:2] == Version(ray.__version__).release[:2]
-    assert "'.[cluster]'" in command_with("ray==", prepared("AWS"))
+    assert "'.[cluster,postgresql]'" in command_with("ray==", prepared("AWS"))
+
+
+def test_what_the_nodes_must_share_is_pinned_to_what_the_project_allows() -> None:
+    install = command_with("ray==", prepared("AWS"))
+    pins = dict(re.findall(r" ([a-z]+)==([\w.]+)", install))
+    allowed = {
+        requirement.name: requirement.specifier
+        for requirement in map(Requirement, PROJECT["dependencies"])
+    }
+    assert pins.keys() == {"ray", "torch", "torchvision", "timm", "optuna"}
+    for name, version in pins.items():
+        assert Version(version) in allowed[name], name
+    assert set(versions()) - {"python", "raymlc"} <= pins.keys(), "what a sweep compares is pinned"
+
+
+@pytest.mark.slow
+def test_the_setup_of_a_node_runs_in_an_empty_home_as_far_as_its_downloads(tmp_path: Path) -> None:
+    config = prepared("own hosts")
+    setup = yaml.safe_load(variant("own hosts"))["setup_commands"]
+    [number] = re.findall(r"astral\.sh/uv/([\d.]+)/install\.sh", TEXT)
+    home = tmp_path / "home"
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray" / "auth_token").write_text("token")
+    (home / "raymlc").symlink_to(ROOT)
+    # The same uv, from the index that tests are installed from.
+    uv = tmp_path / "uv"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+    subprocess.run([*pip, uv, f"uv=={number}"], check=True)
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("BASH_ENV", "VIRTUAL_ENV")
+    } | {"HOME": str(home), "PATH": f"{uv}/bin:{os.environ['PATH']}"}
+
+    def bash(command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", f"touch ~/.bashrc; source ~/.bashrc; {command}"],
+            env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    [python] = re.findall(r"--python (\d[\w.]*)", TEXT)
+    offered = bash("uv python list --all-versions --only-downloads 3.11")
+    assert f"cpython-{python}-linux" in offered, "that uv can install the Python of the nodes"
+
+    left_out = ("install.sh", config["metadata"]["shared"])
+    ran = [command for command in setup if not any(part in command for part in left_out)]
+    assert len(ran) == len(setup) - 2 == 4
+    for command in ran:
+        here = command.replace(f"--python {python}", f"--python {sys.executable}")
+        said = bash(here.replace("uv pip install", "uv pip install --dry-run"))
+    assert (home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+    installed = set(re.findall(r"^ \+ (\S+)==", said, flags=re.MULTILINE))
+    assert {"ray", "torch", "torchvision", "timm", "optuna", "psycopg"} <= installed
+    assert " + raymlc @ file://" in said
 
 
 def test_the_python_of_the_nodes_is_pinned_to_the_patch_and_one_that_the_project_allows() -> None:
@@ -189,3 +249,50 @@ def test_the_job_at_the_top_reads_and_writes_in_the_shared_folder() -> None:
     assert options["--output"].startswith("/shared/")
     assert float(options["--gpus-per-worker"]) > 0, "an idle cluster has no GPU to be found"
     assert int(options["--concurrency"]) > 0
+
+
+def test_the_job_of_kuberay_has_its_required_fields_and_runs_the_same_command() -> None:
+    text = (ROOT / "docs" / "kuberay.yaml").read_text(encoding="utf-8")
+    job = yaml.safe_load(text)
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    head, [workers] = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    assert workers.keys() >= {"groupName", "minReplicas", "maxReplicas", "template"}
+    assert workers["minReplicas"] == 0 < workers["maxReplicas"]
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert head["rayStartParams"]["num-cpus"] == "0", "no trial on the head"
+    for group in (head, workers):
+        pod = group["template"]["spec"]
+        [container] = pod["containers"]
+        assert container["image"] == "FILL-IN"
+        assert [(mount["name"], mount["mountPath"]) for mount in container["volumeMounts"]] == [
+            (volume["name"], "/shared") for volume in pod["volumes"]
+        ]
+    [secret] = head["template"]["spec"]["containers"][0]["env"]
+    assert secret["name"] == STUDY_VARIABLE
+    assert "secretKeyRef" in secret["valueFrom"]
+    [other] = re.findall(r"^#\s+(python -m raymlc\.tune (?:.*\\\n)*.*)$", TEXT, flags=re.MULTILINE)
+    assert job["spec"]["entrypoint"].split() == re.sub(r"\\\n#", "", other).split()
+    versions_of_ray = set(re.findall(r"\bray(?::|==)(\d+\.\d+\.\d+)", text))
+    assert versions_of_ray == {cluster["rayVersion"]} == set(re.findall(r"\bray==([\w.]+)", TEXT))
+
+
+def test_a_database_is_named_to_the_job_by_a_file_of_the_head_alone(tmp_path: Path) -> None:
+    [line] = re.findall(r"^#     (\. .*python -m raymlc\.tune.*)$", TEXT, flags=re.MULTILINE)
+    (tmp_path / "study.env").write_text("export RAYMLC_STUDY=postgresql://me:secret@host/db\n")
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$RAYMLC_STUDY $*"\n')
+    python.chmod(0o755)
+    # As `ray job submit` hands its words on, and the head runs them.
+    entrypoint = subprocess.list2cmdline(shlex.split(line, comments=True))
+    assert "secret" not in entrypoint
+    done = subprocess.run(
+        entrypoint, shell=True, capture_output=True, text=True, check=True,
+        env={"HOME": str(tmp_path), "PATH": f"{tmp_path}/bin:/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.stdout == "postgresql://me:secret@host/db -m raymlc.tune --address auto\n"
+    assert "~/study.env" not in yaml.safe_dump(prepared("AWS")), "workers do not get it"
+    passwords = re.findall(r"\w+://[^\s/:]*:([^\s@]*)@", TEXT)
+    assert passwords == ["PASSWORD"], "a placeholder"

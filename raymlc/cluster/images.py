@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 
@@ -31,3 +32,9 @@ def open_images(
             markup=False,
         )
     return images
+
+
+def files_of(table: Table) -> list[Path]:
+    """The first and the last image of the splits that trials read, which stand for all of them."""
+    trained = (table.splits[name].images for name in ("train", "val"))
+    return list(dict.fromkeys(image for images in trained for image in (images[0], images[-1])))

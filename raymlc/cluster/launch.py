@@ -9,8 +9,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raymlc.cluster.images import open_images
-from raymlc.cluster.sweep import Resources, place, ray_session, run_sweep
+from raymlc.cluster.images import files_of, open_images
+from raymlc.cluster.sweep import (
+    Resources,
+    check_cluster,
+    place,
+    ray_session,
+    run_sweep,
+    shortage,
+)
 from raymlc.cluster.trainable import Placement
 from raymlc.cluster.worker import Job
 from raymlc.data.batches import check_batch_size
@@ -18,12 +25,12 @@ from raymlc.data.table import Table
 from raymlc.model.network import build_network
 from raymlc.model.start import start_lines
 from raymlc.optim.build import build_optimizer
-from raymlc.options import TuneOptions
+from raymlc.options import TuneOptions, lasting
 from raymlc.search.finals import FinalsBook
 from raymlc.search.study import StudyBook
 from raymlc.trial import TrialConfig
 from raymlc.watch.conclusion import conclude, say_how_to_go_on
-from raymlc.watch.recorder import Recorder
+from raymlc.watch.recorder import Recorder, terminable
 
 
 def check_trials(
@@ -31,9 +38,10 @@ def check_trials(
 ) -> None:
     """Build every kind of network that a space may ask for, once, and decode the images.
 
-    In this order, since a wrong name is known in seconds and the images may take an hour.
-    Raises UserError for a backbone, weights or optimizer that cannot be had, a broken image, and a
-    batch_size that fits neither rows nor workers: before Ray starts and a GPU is taken.
+    In this order, since a wrong name is known in seconds and the images may take an hour. Between
+    the two a cluster that is to be joined is asked whether it can run the trials.
+    Raises UserError for a backbone, weights or optimizer that cannot be had, a broken image, a
+    batch_size that fits neither rows nor workers, and as `check_cluster`: before a GPU is taken.
     """
     kinds = {
         (c.backbone, c.pretrained, c.weights, c.image_size, c.drop_path_rate > 0, c.optimizer): c
@@ -44,12 +52,27 @@ def check_trials(
     for weights in dict.fromkeys(config.weights for config in configs):
         for line in start_lines(weights, table.labels):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if options.address is not None:
+        weights_files = {Path(config.weights) for config in configs if config.weights}
+        files = [*files_of(table), *sorted(weights_files)]
+        folder = options.output.absolute()
+        check_cluster(options.address, options.verbose, _asked(options), folder, files)
     for image_size in {config.image_size for config in configs}:
         for name in ("train", "val"):
             images = open_images(options, table, name, image_size, console)
             if name == "train":
                 for config in configs:
                     check_batch_size(config.batch_size, len(images), options.workers)
+
+
+def _asked(options: TuneOptions) -> Resources:
+    return Resources(
+        options.workers,
+        options.trainer == "torch",
+        options.cpus_per_worker,
+        options.gpus_per_worker,
+        options.concurrency,
+    )
 
 
 FINALS = "finals"  # in a sweep's folder, one of the same kind
@@ -63,19 +86,15 @@ def launch(
     Raises UserError for a Ray that cannot be had, or trials that would not fit.
     """
     heads = table.labels.names
-    cache = options.cache  # the user's home differs from node to node, their folder does not
-    cache = cache if str(cache).startswith("~") else cache.absolute()
-    job = Job(table, folder, cache, options.broken_images, options.metric)
-    asked = Resources(
-        options.workers,
-        options.trainer == "torch",
-        options.cpus_per_worker,
-        options.gpus_per_worker,
-        options.concurrency,
-    )
+    job = Job(table, folder, lasting(options.cache), options.broken_images, options.metric)
+    asked = _asked(options)
+    growing = options.address is not None
     console.print(f"the sweep is kept in {folder}", highlight=False, soft_wrap=True)
     with ray_session(options.address, options.verbose):
-        placement, concurrency = place(asked, growing=options.address is not None)
+        placement, concurrency = place(asked, growing)
+        line = shortage(asked, placement, growing)
+        if line:
+            console.print(line, highlight=False, soft_wrap=True)
         console.print(
             f"{book.trials} trials, {concurrency} at a time, each on {placement.workers} x"
             f" ({placement.cpus:g} CPU, {placement.gpus:g} GPU)",
@@ -98,7 +117,8 @@ def launch(
 def _run(recorder: Recorder, job: Job, placement: Placement, concurrency: int) -> bool:
     """Run all trials of a recorder; False after Ctrl-C."""
     try:
-        run_sweep(recorder, job, placement, concurrency)
+        with terminable():  # after Ray has begun, which has a handler of its own
+            run_sweep(recorder, job, placement, concurrency)
     except KeyboardInterrupt:
         return False
     finally:

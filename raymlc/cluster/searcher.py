@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
-from raymlc.cluster.train import FAILURE, METRICS, NODE
+from raymlc.cluster.train import FAILURE, METRICS, NODE, UNWRITABLE
+from raymlc.cluster.worker import loss_line
+from raymlc.errors import UserError
 from raymlc.watch.recorder import Recorder
 
 
@@ -23,6 +27,7 @@ class StudySearcher(_Unsaved, Searcher):  # type: ignore[misc]
     """Asks the study for trials, and tells it how they ended.
 
     concurrency: trials handed out at a time, so that none is proposed before it can run.
+    broken: why the sweep cannot go on, once that is so. Tune hides the errors of some of its hooks.
     """
 
     def __init__(self, recorder: Recorder, concurrency: int) -> None:
@@ -31,8 +36,12 @@ class StudySearcher(_Unsaved, Searcher):  # type: ignore[misc]
         self._concurrency = concurrency
         self.numbers: dict[str, int] = {}  # of the trials that run, by Tune's id
         self.stopped: set[str] = set()  # of them, those that the scheduler ended
+        self.told: dict[str, str] = {}  # what Ray said of those whose process it lost
+        self.broken: UserError | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.broken:
+            raise self.broken
         if len(self.numbers) >= self._concurrency:
             return None
         assignment = self._recorder.next()
@@ -46,14 +55,18 @@ class StudySearcher(_Unsaved, Searcher):  # type: ignore[misc]
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         number = self.numbers.pop(trial_id)
-        if error or result is None:
-            self._recorder.end(number, "its process was lost three times")
-            return
-        metrics = epoch_metrics(result)
-        if metrics and trial_id not in self.stopped:
-            # Tune shows the result by which a trial ends itself to no scheduler, but here.
-            self._recorder.epoch(number, metrics, result.get(NODE, ""))
-        self._recorder.end(number, result.get(FAILURE, ""))
+        try:
+            if error or result is None:
+                told = self.told.get(trial_id, "")
+                self._recorder.end(number, loss_line(self._recorder.folder_of(number), told))
+                return
+            metrics = epoch_metrics(result)
+            if metrics and trial_id not in self.stopped:
+                # Tune shows the result by which a trial ends itself to no scheduler, but here.
+                self._recorder.epoch(number, metrics, result.get(NODE, ""))
+            self._recorder.end(number, result.get(FAILURE, ""))
+        except UserError as failure:
+            self.broken = failure  # raised here, Tune would run the trial again
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is on disk already."""
@@ -72,10 +85,22 @@ class StudyScheduler(_Unsaved, FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = self._searcher.numbers[trial.trial_id]
-        stop = self._recorder.epoch(number, epoch_metrics(result), result.get(NODE, ""))
+        try:
+            if UNWRITABLE in result:
+                raise UserError(result[UNWRITABLE])
+            stop = self._recorder.epoch(number, epoch_metrics(result), result.get(NODE, ""))
+        except UserError as error:
+            self._searcher.broken = error
+            raise
         if stop:
             self._searcher.stopped.add(trial.trial_id)
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        with suppress(OSError):
+            self._searcher.told[trial.trial_id] = Path(trial.error_file).read_text("utf-8")
+        if trial.should_recover():
+            self._recorder.lost(self._searcher.numbers[trial.trial_id])
 
 
 def epoch_metrics(result: dict[str, Any]) -> dict[str, float]:

@@ -8,12 +8,13 @@ from collections.abc import Generator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from raymlc.cluster.images import open_images
+from raymlc.cluster.images import files_of, open_images
 from raymlc.cluster.worker import FAILURES, Job, TrialFailed, TrialRunner, failure_line
 from raymlc.data.batches import check_batch_size, steps_per_epoch, training_batches
 from raymlc.data.table import Table
@@ -21,14 +22,19 @@ from raymlc.errors import UserError
 from raymlc.model.network import build_network
 from raymlc.model.start import start_lines
 from raymlc.optim.build import build_optimizer
-from raymlc.options import TrainOptions
+from raymlc.options import TrainOptions, lasting
 from raymlc.training.checkpoint import load_history, read_score
 from raymlc.training.metrics import majority_accuracy
 from raymlc.training.run import BEST, LAST, SUMMARY, Keep
 from raymlc.training.state import normalization_of
 from raymlc.trial import TrialConfig
+from raymlc.watch.recorder import terminable
 from raymlc.watch.tensorboard import EventFile
 from raymlc.watch.training import TrainingLines, table_of_heads
+
+# Ray takes seconds to import, and a training in its own process needs none: functions import it.
+if TYPE_CHECKING:
+    from raymlc.cluster.sweep import Resources
 
 _SHOWN = 16  # training images in TensorBoard
 
@@ -47,6 +53,8 @@ def check_trial(
     begun = bool(load_history(folder / LAST))
     network = build_network(config, table.labels, fetch=not begun)
     build_optimizer(config, network)
+    if options.address is not None:
+        _check_nodes(options, options.address, config, table)
     train = open_images(options, table, "train", config.image_size, console)
     open_images(options, table, "val", config.image_size, console)
     check_batch_size(config.batch_size, len(train), options.workers)
@@ -54,6 +62,22 @@ def check_trial(
     batch = next(training_batches(train, config, normalization, torch.device("cpu"), epoch=0))
     seen = normalization.pixels(batch.images_BCHW[:_SHOWN])
     return steps_per_epoch(len(train), config.batch_size), seen
+
+
+def _check_nodes(options: TrainOptions, address: str, config: TrialConfig, table: Table) -> None:
+    from raymlc.cluster.sweep import check_cluster
+
+    weights = [Path(config.weights)] if config.weights else []
+    folder = options.output.absolute()
+    check_cluster(address, options.verbose, _asked(options), folder, [*files_of(table), *weights])
+
+
+def _asked(options: TrainOptions) -> Resources:
+    from raymlc.cluster.sweep import Resources
+
+    return Resources(
+        options.workers, True, options.cpus_per_worker, options.gpus_per_worker, concurrency=1
+    )
 
 
 def train_trial(
@@ -85,7 +109,7 @@ def train_trial(
     job = Job(
         table,
         folder,
-        options.cache.expanduser().absolute(),
+        lasting(options.cache),
         options.broken_images,
         options.metric,
         Keep(options.keep, options.keep_heads),
@@ -94,7 +118,7 @@ def train_trial(
     events.images("train/images", seen)
     failure = ""
     try:
-        with closing(_epochs(options, job, config, lines)) as epochs:
+        with terminable(), closing(_epochs(options, job, config, lines, console)) as epochs:
             for metrics in epochs:
                 events.epoch(metrics)
                 lines.epoch(metrics)
@@ -121,7 +145,7 @@ def train_trial(
 
 
 def _epochs(
-    options: TrainOptions, job: Job, config: TrialConfig, lines: TrainingLines
+    options: TrainOptions, job: Job, config: TrialConfig, lines: TrainingLines, console: Console
 ) -> Generator[dict[str, float], None, None]:
     if options.workers == 1 and options.trainer == "process" and options.address is None:
         gpu = torch.cuda.is_available() and options.gpus_per_worker != 0
@@ -130,16 +154,16 @@ def _epochs(
         device = torch.device("cuda" if gpu else "cpu")
         yield from TrialRunner(job).epochs(job.folder, config, device, progress=lines.batches)
         return
-    # Ray takes seconds to import, and a training in its own process needs none.
-    from raymlc.cluster.sweep import Resources, place, ray_session
+    from raymlc.cluster.sweep import place, ray_session, shortage
     from raymlc.cluster.train import TorchTrainerEpochs
 
-    asked = Resources(
-        options.workers, True, options.cpus_per_worker, options.gpus_per_worker, concurrency=1
-    )
+    asked = _asked(options)
     try:
         with ray_session(options.address, options.verbose):
-            placement, _ = place(asked, growing=options.address is not None)
+            growing = options.address is not None
+            placement, _ = place(asked, growing)
+            if line := shortage(asked, placement, growing):
+                console.print(line, highlight=False, soft_wrap=True, markup=False)
             with closing(
                 TorchTrainerEpochs(
                     job, job.folder, config, options.workers, placement.cpus, placement.gpus

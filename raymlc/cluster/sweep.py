@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,13 +15,14 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.error import TuneError
 
+from raymlc.cluster.probe import Node, check_nodes, living_nodes
 from raymlc.cluster.searcher import StudyScheduler, StudySearcher
 from raymlc.cluster.trainable import Placement, Trial
-from raymlc.cluster.worker import Job
+from raymlc.cluster.worker import TRIES, Job
 from raymlc.errors import UserError, one_line
 from raymlc.watch.recorder import Recorder
 
-_MAX_RESTARTS = 2  # of a trial whose own process was lost: it is tried three times
+_MAX_RESTARTS = TRIES - 1  # of a trial whose own process was lost
 _NOT_A_CORE = {"memory": 1.0}  # one byte: a TorchTrainer's cores are its workers'
 
 
@@ -53,8 +55,8 @@ def ray_session(address: str | None, verbose: bool) -> Iterator[None]:
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
         )
-    except (ConnectionError, ray.exceptions.RaySystemError, RuntimeError) as error:
-        raise UserError(f"{_whose(address)}: {one_line(error)}") from error
+    except (ConnectionError, ray.exceptions.RayError, RuntimeError) as error:
+        raise UserError(_unjoined(address, one_line(error))) from error
     if not verbose:
         for name in ("ray", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -68,26 +70,61 @@ def place(asked: Resources, growing: bool) -> tuple[Placement, int]:
     """Where each trial runs, and how many at a time, given what Ray has now.
 
     growing: Ray may start more nodes, so that an asked concurrency need not fit yet.
-    A worker gets one GPU where there are any, and with it its share of the cores, at most 4;
-    without GPUs one core. Raises UserError for a trial that would never fit.
+    A worker gets one GPU where there are any, and with it its share of the cores of the node that
+    has the fewest a GPU, at most 4; without GPUs one core. A worker fits on one node, and those of
+    a trial on several. Raises UserError for a trial that would never fit.
     """
-    have = ray.cluster_resources()
-    all_cpus, all_gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    gpus = (1.0 if all_gpus else 0.0) if asked.gpus is None else asked.gpus
-    share = min(4.0, max(1.0, all_cpus // max(all_gpus, 1.0))) if gpus else 1.0
-    cpus = share if asked.cpus is None else asked.cpus
-    by_cpu = all_cpus / (cpus * asked.workers) if cpus else float("inf")
-    by_gpu = all_gpus / (gpus * asked.workers) if gpus else float("inf")
-    fits = int(min(by_cpu, by_gpu) + 1e-9)
-    if fits < 1 and not (growing and asked.concurrency):
+    nodes = living_nodes()
+    with_gpus = [node for node in nodes if node.gpus]
+    gpus = (1.0 if with_gpus else 0.0) if asked.gpus is None else asked.gpus
+    shares = [node.cpus * gpus // node.gpus for node in with_gpus if gpus]
+    cpus = min(4.0, max(1.0, min(shares, default=1.0))) if asked.cpus is None else asked.cpus
+    if not cpus and not gpus:
         raise UserError(
-            f"a trial of {asked.workers} workers with {cpus:g} CPUs and {gpus:g} GPUs each must fit"
-            f" into what Ray has, {all_cpus:g} CPUs and {all_gpus:g} GPUs; ask for less with"
-            " --workers, --cpus-per-worker or --gpus-per-worker"
+            "--cpus-per-worker must be more than 0 where workers have no GPU, but is 0; leave it"
+            " out for 1"
         )
     placement = Placement(asked.workers, asked.torch_trainer or asked.workers > 1, cpus, gpus)
+    fits = _room(placement, nodes) // asked.workers
+    if fits < 1 and not (growing and asked.concurrency):
+        also = ["give --concurrency to wait for nodes that join"] if growing else []
+        raise UserError(_misfit(placement, nodes, also))
     concurrency = asked.concurrency or fits
     return placement, concurrency if growing else min(concurrency, fits)
+
+
+def shortage(asked: Resources, placement: Placement, growing: bool) -> str:
+    """What becomes of an asked concurrency that does not fit now, in a line; "" if it does.
+
+    placement, growing: what `place` returned and was given.
+    """
+    nodes = living_nodes()
+    fits = _room(placement, nodes) // placement.workers
+    if asked.concurrency is None or asked.concurrency <= fits:
+        return ""
+    if not fits:
+        reason = _misfit(placement, nodes, [])
+        return f"no trial fits now, so all wait for nodes that join: {reason}"
+    line = f"--concurrency is {asked.concurrency}, but {fits} trials fit into {_total(nodes)}"
+    return line + (
+        " now: others wait for nodes that join" if growing else f": {fits} run at a time"
+    )
+
+
+def check_cluster(
+    address: str, verbose: bool, asked: Resources, folder: Path, files: Sequence[Path]
+) -> None:
+    """Join a cluster for a moment, to see that its nodes can do what they will be asked to.
+
+    folder: where runs are kept. files: some that a trial reads, on any node that it may run on.
+    Nodes that join later are not asked. Call `prepare_environment` before.
+    Raises UserError as `ray_session`, `place` and `check_nodes` do.
+    """
+    with ray_session(address, verbose):
+        placement, _ = place(asked, growing=True)
+        nodes = living_nodes()
+        reads = {node: files if node.room(placement.cpus, placement.gpus) else () for node in nodes}
+        check_nodes(reads, folder)
 
 
 def run_sweep(recorder: Recorder, job: Job, placement: Placement, concurrency: int) -> None:
@@ -123,15 +160,57 @@ def run_sweep(recorder: Recorder, job: Job, placement: Placement, concurrency: i
     try:
         tuner.fit()
     except TuneError as error:
+        if searcher.broken:
+            raise searcher.broken from error
         # Its text is a traceback, whose last line says what happened.
         reason = str(error.__cause__ or error).strip().splitlines()[-1]
         raise UserError(f"the sweep ended early: {reason}; --resume goes on with it") from error
 
 
-def _whose(address: str | None) -> str:
+def _room(placement: Placement, nodes: Sequence[Node]) -> int:
+    """For how many workers there is room."""
+    return sum(node.room(placement.cpus, placement.gpus) for node in nodes)
+
+
+def _misfit(placement: Placement, nodes: Sequence[Node], also: Sequence[str]) -> str:
+    """Why no trial fits, and what would. also: other ways out."""
+    workers, cpus, gpus = placement.workers, placement.cpus, placement.gpus
+    room = _room(placement, nodes)
+    if room:
+        law = (
+            f"a trial of {workers} workers with {_amount(cpus, gpus)} each must fit into what Ray"
+            f" has, {_total(nodes)}, but {room} of them do"
+        )
+        fitting = [f"--workers {room}"]
+    else:
+        largest = max(nodes, key=lambda node: (node.gpus if gpus else 0.0, node.cpus))
+        what = "a trial" if workers == 1 else f"each of a trial's {workers} workers"
+        law = (
+            f"{what} must fit on one node, but asks for {_amount(cpus, gpus)}, and the largest"
+            f" node, {largest.name}, has {_amount(largest.cpus, largest.gpus)}"
+        )
+        # A node without cores, as a cluster's head may be, fits no trial that has no GPU.
+        fitting = [f"--cpus-per-worker {largest.cpus:g}"] if 0 < largest.cpus < cpus else []
+        fitting += [f"--gpus-per-worker {largest.gpus:g}"] if largest.gpus < gpus else []
+    ways = [f"ask for {' '.join(fitting)}"] if fitting else []
+    return "; ".join(filter(None, [law, " or ".join([*ways, *also])]))
+
+
+def _total(nodes: Sequence[Node]) -> str:
+    return _amount(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
+
+
+def _amount(cpus: float, gpus: float) -> str:
+    return f"{cpus:g} CPUs and {gpus:g} GPUs"
+
+
+def _unjoined(address: str | None, reason: str) -> str:
     if address is None:
-        return "Ray could not be started on this machine"
-    return f"--address must be that of a running Ray cluster, but {address!r} cannot be joined"
+        return f"Ray could not be started on this machine: {reason}"
+    return (
+        f"--address must be that of a running Ray cluster, but {address!r} cannot be joined:"
+        f" {reason}; see that it runs, and that RAY_AUTH_MODE and the token are here as there"
+    )
 
 
 def _short_name(trial: Any) -> str:

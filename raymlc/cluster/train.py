@@ -18,14 +18,27 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.callback import UserCallback
 from torch.nn.parallel import DistributedDataParallel
 
-from raymlc.cluster.worker import FAILURES, Job, TrialFailed, TrialRunner, failure_line
+from raymlc.cluster.watchdog import Watchdog
+from raymlc.cluster.worker import (
+    FAILURES,
+    TRIES,
+    Job,
+    TrialFailed,
+    TrialRunner,
+    failure_line,
+    loss_line,
+    write_down,
+)
 from raymlc.training.evaluate import Workers
+from raymlc.training.run import Unwritable
 from raymlc.trial import TrialConfig
 
 METRICS = "metrics"  # in a trial's result, an epoch's metrics, apart from what Tune adds to it
 NODE = "node"  # beside them, the host of the trial's own process
 FAILURE = "failure"  # in their place, why the trial cannot go on
-_MAX_RESTARTS = 2  # of a trial's workers after one was lost
+UNWRITABLE = "unwritable"  # in their place, why no trial of the sweep can
+_NOTHING = -1  # in place of a wanted epoch, where the trial has failed
+_LOST = "lost"  # in their place, what Ray told of the last worker that was lost
 _ABORT_SECONDS = 60.0
 
 
@@ -33,8 +46,8 @@ class TorchTrainerEpochs(Iterator[dict[str, float]]):
     """The epochs of a trial that a TorchTrainer trains over `workers` processes.
 
     The workers begin an epoch when it is asked for and not before, so a trial that is stopped has
-    trained nothing more than it told. A lost worker restarts all of them from the last epoch, and
-    so does one that runs out of memory: they go on with half as many images at a time.
+    trained nothing more than it told. A lost worker restarts all of them from the last epoch, up to
+    TRIES, and so does one that runs out of memory: they go on with half as many images at a time.
     Call `close` at the end: it gives back processes, resources and placement group, which a
     TorchTrainer inside of Tune otherwise keeps for ever when it is stopped (Ray issue 54305).
     """
@@ -42,6 +55,7 @@ class TorchTrainerEpochs(Iterator[dict[str, float]]):
     def __init__(
         self, job: Job, folder: Path, config: TrialConfig, workers: int, cpus: float, gpus: float
     ) -> None:
+        self._folder = folder
         self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, max_concurrency=16).remote()
         self._epoch = 0
         self._epochs = config.epochs
@@ -62,8 +76,8 @@ class TorchTrainerEpochs(Iterator[dict[str, float]]):
                 name=f"trial-{folder.name}",
                 storage_path=str(job.folder / "ray-train"),
                 failure_config=FailureConfig(
-                    # Once more for each time that its images a worker may be halved.
-                    max_failures=_MAX_RESTARTS + config.batch_size.bit_length()
+                    # The mailbox counts those that are losses; the rest halve the images.
+                    max_failures=TRIES + config.batch_size.bit_length()
                 ),
                 callbacks=[_ToMailbox(self._mailbox), _HandOver(self._mailbox)],
             ),
@@ -77,6 +91,10 @@ class TorchTrainerEpochs(Iterator[dict[str, float]]):
         item: dict[str, Any] = ray.get(self._mailbox.get.remote(self._epoch + 1))
         if FAILURE in item:
             raise TrialFailed(item[FAILURE])
+        if _LOST in item:
+            raise TrialFailed(loss_line(self._folder, item[_LOST]))
+        if UNWRITABLE in item:
+            raise Unwritable(item[UNWRITABLE])
         self._epoch = int(item["epoch"])
         return item
 
@@ -108,6 +126,8 @@ class _Mailbox:
         self._items: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._wanted = 0
         self._micro_batch_size = 0  # of all workers, once one lacked memory
+        self._lacks_memory = False
+        self._losses = 0
         self._asked = asyncio.Condition()
         self._controller: asyncio.Future[Any] = asyncio.get_event_loop().create_future()
 
@@ -129,6 +149,16 @@ class _Mailbox:
 
     async def lack_memory(self, micro_batch_size: int) -> None:
         self._micro_batch_size = micro_batch_size
+        self._lacks_memory = True
+
+    async def lose(self, told: str) -> None:
+        if self._lacks_memory:
+            self._lacks_memory = False
+            return
+        self._losses += 1
+        if self._losses == TRIES:
+            self._wanted = _NOTHING
+            self._items.put_nowait({_LOST: told})
 
     async def micro_batch_size(self) -> int:
         return self._micro_batch_size
@@ -142,7 +172,7 @@ class _Mailbox:
 
 
 class _ToMailbox(UserCallback):  # type: ignore[misc]
-    """In the controller: passes on what rank 0 reported."""
+    """In the controller: passes on what rank 0 reported, and that workers were lost."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
@@ -151,6 +181,10 @@ class _ToMailbox(UserCallback):  # type: ignore[misc]
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
         self._mailbox.put.remote(metrics[0])
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        told = (f"worker {rank}: {error}\n" for rank, error in worker_exceptions.items())
+        self._mailbox.lose.remote("\n".join(told))
 
 
 class _HandOver(ControllerCallback):  # type: ignore[misc]
@@ -185,11 +219,16 @@ def _train_loop(given: dict[str, Any]) -> None:
     )
     mailbox = given["mailbox"]
     first = ray.get(mailbox.wanted.remote())  # later than 1 after a restart
+    if first == _NOTHING:
+        return
     config = TrialConfig.from_dict(given["config"])
     if micro_batch_size := ray.get(mailbox.micro_batch_size.remote()):
         config = config.replace({"micro_batch_size": micro_batch_size})
+    folder, watchdog = given["folder"], Watchdog(given["folder"])
     try:
-        epochs = TrialRunner(given["job"]).epochs(given["folder"], config, device, workers)
+        runner = TrialRunner(given["job"])
+        trained = runner.epochs(folder, config, device, workers, watchdog.batches)
+        epochs = watchdog.epochs(trained)
         for epoch in range(1, config.epochs + 1):
             if epoch >= first:
                 ray.get(mailbox.wait_until_wanted.remote(epoch))
@@ -201,6 +240,12 @@ def _train_loop(given: dict[str, Any]) -> None:
         size = config.micro_batch_size or config.batch_size // workers.size
         ray.get(mailbox.lack_memory.remote(max(size // 2, 2)))
         raise
+    except Unwritable as error:
+        # Worker 0 alone writes, and the others report the epoch.
+        ray.train.report({UNWRITABLE: str(error)})
     except FAILURES as error:
         # All workers fail alike, so all of them report; a raised error would be tried again.
-        ray.train.report({FAILURE: failure_line(error)})
+        ray.train.report({FAILURE: write_down(folder, error)})
+    except Exception as error:
+        write_down(folder, error)
+        raise

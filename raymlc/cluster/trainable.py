@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import traceback
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,10 @@ from typing import Any
 import torch
 from ray import tune
 
-from raymlc.cluster.train import FAILURE, METRICS, NODE, TorchTrainerEpochs
-from raymlc.cluster.worker import Job, TrialRunner, failure_line
+from raymlc.cluster.train import FAILURE, METRICS, NODE, UNWRITABLE, TorchTrainerEpochs
+from raymlc.cluster.watchdog import Watchdog
+from raymlc.cluster.worker import ERROR, Job, TrialFailed, TrialRunner, write_down
+from raymlc.training.run import Unwritable
 from raymlc.trial import TrialConfig
 from raymlc.watch.recorder import trial_folder
 
@@ -35,7 +36,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     """One trial after another, in one process that keeps its imports and its mapped images.
 
     A Tune config holds the trial's "number" in the study and its "config". Each result holds an
-    epoch's "metrics"; a trial that cannot go on ends with its reason under "failure" instead.
+    epoch's "metrics"; a trial that cannot go on ends with its reason under "failure" instead, and
+    where no trial can go on, the reason is under "unwritable".
     """
 
     def setup(self, config: dict[str, Any], job: Job, placement: Placement) -> None:
@@ -53,10 +55,17 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         try:
             metrics: dict[str, Any] = next(self._epochs)
-        except torch.AcceleratorError:
+        except torch.AcceleratorError as error:
+            write_down(self._folder, error)
             raise  # the device is lost to this process, so the trial goes on in another one
+        except Unwritable as error:
+            return {UNWRITABLE: str(error)}
+        except TrialFailed as error:
+            if not (self._folder / ERROR).is_file():
+                write_down(self._folder, error)
+            return {"done": True, FAILURE: str(error)}
         except Exception as error:
-            return {"done": True, FAILURE: self._write_down(error)}
+            return {"done": True, FAILURE: write_down(self._folder, error)}
         done = metrics["epoch"] >= self._config.epochs
         return {METRICS: metrics, NODE: socket.gethostname(), "done": done}
 
@@ -79,10 +88,6 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _in_process(self) -> Generator[dict[str, float], None, None]:
         # A generator, so that what fails at the start fails in `step` and not in Tune.
         device = torch.device("cuda" if self._placement.gpus else "cpu")
-        yield from self._runner.epochs(self._folder, self._config, device)
-
-    def _write_down(self, error: Exception) -> str:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        text = "".join(traceback.format_exception(error))
-        (self._folder / "error.txt").write_text(text, encoding="utf-8")
-        return failure_line(error)
+        watchdog = Watchdog(self._folder)
+        epochs = self._runner.epochs(self._folder, self._config, device, progress=watchdog.batches)
+        yield from watchdog.epochs(epochs)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -13,10 +17,12 @@ from raymlc.data.table import Table
 from raymlc.errors import one_line
 from raymlc.training.evaluate import Workers
 from raymlc.training.loop import Diverged, Progress
-from raymlc.training.run import Keep, run_trial
+from raymlc.training.run import Keep, Unwritable, patiently, run_trial
 from raymlc.trial import TrialConfig
 
 FAILURES = (ValueError, Diverged, torch.OutOfMemoryError)  # end a trial, but not its process
+TRIES = 3  # of a trial whose process is lost: then it fails
+ERROR = "error.txt"  # in a trial's folder: what happened to it in a line, then all that is known
 
 
 class TrialFailed(RuntimeError):
@@ -55,7 +61,14 @@ class TrialRunner:
         workers: Workers = Workers(),
         progress: Progress | None = None,
     ) -> Iterator[dict[str, float]]:
-        """The epochs of a trial in its folder, as `run_trial` yields them."""
+        """The epochs of a trial in its folder, as `run_trial` yields them.
+
+        Raises Unwritable if the job's folder is not there.
+        """
+        # Where the storage is gone for a while, a trial would begin anew without its history.
+        patiently(self.job.folder, partial(folder.mkdir, parents=True, exist_ok=True))
+        if workers.rank == 0:
+            (folder / ERROR).unlink(missing_ok=True)
         return run_trial(
             config,
             self.job.table.labels,
@@ -81,4 +94,40 @@ class TrialRunner:
 
 def failure_line(error: BaseException) -> str:
     """An exception in one line."""
-    return str(error) if isinstance(error, Diverged | TrialFailed) else one_line(error)
+    said = isinstance(error, Diverged | TrialFailed | Unwritable)
+    return str(error) if said else one_line(error)
+
+
+@contextmanager
+def open_error(folder: Path, line: str) -> Iterator[TextIO]:
+    """The file that says in a trial's folder what happened to it: a line, then what is written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ERROR).open("w", encoding="utf-8") as file:
+        file.write(f"{line}\n\n")
+        file.flush()
+        yield file
+
+
+def write_down(folder: Path, error: BaseException) -> str:
+    """Say in a trial's folder what happened to it, with its traceback. Returns the line."""
+    line = failure_line(error)
+    # Where nothing can be written the line is still told.
+    with suppress(OSError), open_error(folder, line) as file:
+        file.write("".join(traceback.format_exception(error)))
+    return line
+
+
+def loss_line(folder: Path, told: str) -> str:
+    """Why a trial fails whose process was lost in each of its TRIES, in a line.
+
+    The last may have said in the trial's folder what happened; else it is said there what Ray told.
+    """
+    line = f"failed {TRIES} times, the last time: "
+    with suppress(OSError):
+        if (folder / ERROR).is_file():
+            with (folder / ERROR).open(encoding="utf-8") as file:
+                return line + file.readline().strip()
+    line += f"its process was killed, out of memory, crashed or never there (see {ERROR})"
+    with suppress(OSError), open_error(folder, line) as file:
+        file.write(told)
+    return line

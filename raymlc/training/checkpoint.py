@@ -7,7 +7,9 @@ checkpoint may be cut short, of another version, or made by somebody who means h
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -84,12 +86,19 @@ class Checkpoint:
 def replacing(folder: Path) -> Iterator[Path]:
     """A fresh folder to fill, which takes the place of `folder` when the block ends well.
 
-    Killed at any moment, `find` still sees the old folder or the new one, whole.
+    Killed at any moment, `find` still sees the old folder or the new one, whole. Raises OSError for
+    what cannot be written, and leaves the old one.
     """
     filling, old = _sibling(folder, "filling"), _sibling(folder, "old")
     shutil.rmtree(filling, ignore_errors=True)
     filling.mkdir(parents=True)
-    yield filling
+    try:
+        yield filling
+        for file in filling.iterdir():
+            _reach_the_disk(file)
+    except Exception:
+        shutil.rmtree(filling, ignore_errors=True)  # a disk that is full needs its room
+        raise
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
@@ -120,7 +129,8 @@ def save_checkpoint(
     """
     with replacing(folder) as filling:
         weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, filling / WEIGHTS)
+        with _told_by_the_system():
+            save_file(weights, filling / WEIGHTS)
         deployed: Origin = "ema" if config.ema_decay else "raw"
         write(filling / ABOUT, about(filling / WEIGHTS, origin or deployed))
         write(filling / TRIAL, config.to_dict())
@@ -155,7 +165,9 @@ def save_last(folder: Path, training: Training, history: list[dict[str, float]])
     with replacing(folder) as filling:
         write(filling / HISTORY, history)
         if training.epoch < training.config.epochs:
-            torch.save(training.state_dict(), filling / STATE)
+            state = training.state_dict()
+            with _told_by_the_system(), (filling / STATE).open("wb") as file:
+                torch.save(state, file)
 
 
 def load_history(folder: Path) -> list[dict[str, float]]:
@@ -207,6 +219,28 @@ def read_score(folder: Path) -> dict[str, float]:
 
 def _sibling(folder: Path, role: str) -> Path:
     return folder.with_name(f".{folder.name}.{role}")
+
+
+def _reach_the_disk(file: Path) -> None:
+    """Wait until a file would outlive the machine; some systems only now say that it cannot."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+@contextmanager
+def _told_by_the_system() -> Iterator[None]:
+    """Raises the system's OSError where torch or safetensors would say where they noticed it."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 @contextmanager

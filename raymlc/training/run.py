@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import errno
 import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from raymlc.data.store import ImageSplit
+from raymlc.errors import UserError
 from raymlc.labels import Labels
 from raymlc.metric import higher_is_better, objectives, score_of
 from raymlc.training.checkpoint import (
@@ -30,6 +34,16 @@ from raymlc.trial import TrialConfig
 
 BEST, LAST, EPOCHS, HEADS = "best", "last", "epochs", "heads"  # the folders in a trial's folder
 SUMMARY = "summary.csv"
+
+PATIENCE = 120.0  # seconds that a folder may refuse to be written
+_LONGEST_PAUSE = 10.0  # seconds from one try to the next
+
+
+class Unwritable(UserError):
+    """A folder that could not be written for PATIENCE: no trial that keeps anything there goes on.
+
+    All epochs before are whole.
+    """
 
 
 @dataclass(frozen=True)
@@ -63,22 +77,47 @@ def run_trial(
     several; folder/summary.csv has a row an epoch. Each epoch is on disk before it is yielded: a
     process killed at any moment loses the epoch it was in. Only worker 0 writes. progress: as `fit`
     has it.
-    Raises what `fit` and `Training` raise.
+    Raises what `fit` and `Training` raise, and Unwritable.
     """
     history = load_history(folder / LAST)
     yield from history
     if len(history) >= config.epochs:
         return
+    if workers.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
     training = Training(config, labels, device, fetch=not history)
     if history:
         load_last(folder / LAST, training)
     for metrics in fit(training, train, val, workers, progress):
         history.append(metrics)
         if workers.rank == 0:
-            _keep_best(training, metrics, folder, metric, keep)
-            _write_summary(folder / SUMMARY, history)
-            save_last(folder / LAST, training, history)
+            patiently(folder, partial(_keep, training, history, folder, metric, keep))
         yield metrics
+
+
+def patiently(folder: Path, write: Callable[[], None]) -> None:
+    """Do what writes into a folder that is there, and again for PATIENCE while that cannot be.
+
+    A disk may get room again, and a mount come back; meanwhile nothing is written in its place.
+    write: may be done again after it was done in part. Raises Unwritable.
+    """
+    began, pause = time.monotonic(), 0.5
+    while True:
+        try:
+            if not folder.is_dir():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+            return write()
+        except (OSError, UserError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError):
+                raise
+            if time.monotonic() - began + pause > PATIENCE:
+                raise Unwritable(
+                    f"{folder} must be writable, but was not for {PATIENCE:g} s:"
+                    f" {cause.strerror or cause}; once it is, --resume goes on"
+                ) from error
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def best_epochs(history: Sequence[dict[str, float]], metric: str, count: int) -> list[int]:
@@ -97,6 +136,14 @@ def head_folder(folder: Path, labels: Labels, head: str) -> Path:
     # Names of columns may hold what a file name must not; the place keeps them apart.
     plain = re.sub(r"[^\w.-]+", "_", head)[:60]
     return folder / HEADS / f"{labels.names.index(head)}_{plain}"
+
+
+def _keep(
+    training: Training, history: list[dict[str, float]], folder: Path, metric: str, keep: Keep
+) -> None:
+    _keep_best(training, history[-1], folder, metric, keep)
+    _write_summary(folder / SUMMARY, history)
+    save_last(folder / LAST, training, history)
 
 
 def _keep_best(

@@ -71,6 +71,10 @@ class Lines:
         if self._bar.disable and time.monotonic() - self._said > _QUIET_SECONDS:
             self._say(text)
 
+    def lost(self, number: int) -> None:
+        """Say that a trial lost its process."""
+        self._say(f"{self._noun} {number} lost its process, and goes on from its last epoch")
+
     def end(self, row: Row, heads: Sequence[str], best: Row) -> None:
         """Say how a trial ended, and which is the best so far."""
         self._done += row.state in ENDED

@@ -1,11 +1,11 @@
-"""Takes every event of a sweep to the study, the event files and the terminal, in this order."""
+"""Takes every event of a sweep to the study, its log, event files and terminal, in this order."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -13,9 +13,11 @@ from typing import Any, Protocol
 from optuna.trial import TrialState
 from rich.console import Console
 
+from raymlc.errors import UserError
 from raymlc.search.study import Assignment, Row
 from raymlc.training.checkpoint import discard_state, read_score
 from raymlc.training.run import BEST, LAST
+from raymlc.watch.log import EVENTS, EventLog
 from raymlc.watch.progress import ENDED, Lines
 from raymlc.watch.tensorboard import EventFile
 
@@ -26,20 +28,36 @@ def trial_folder(folder: Path, number: int) -> Path:
 
 
 @contextmanager
-def unbroken() -> Iterator[None]:
-    """Lets a Ctrl-C wait until the block is done: half a write would leave a study locked."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
+def terminable() -> Iterator[None]:
+    """Takes a SIGTERM for a Ctrl-C: it is how a machine says that it is about to be taken away."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    waiting: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Lets a Ctrl-C wait until the block is done: half a write would leave a study locked."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in before.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}
+    waiting: list[tuple[int, FrameType | None]] = []
+    for number in handlers:
+        signal.signal(number, lambda caught, frame: waiting.append((caught, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if waiting:
-        before(*waiting[0])
+        caught, frame = waiting[0]
+        handlers[signal.Signals(caught)](caught, frame)
 
 
 class Book(Protocol):
@@ -93,8 +111,21 @@ class Recorder:
         self._folder = folder
         self._heads = heads
         self._events: dict[int, EventFile] = {}  # of the trials that run
-        done = sum(row.state in ENDED for row in book.rows())
-        self._lines = Lines(console, book.metric, trials, done, noun)
+        self._spent = False
+        ended = [row for row in book.rows() if row.state in ENDED]
+        self._log = EventLog(folder / EVENTS)
+        begins = "sweep_resumed" if self._log.begun else "sweep_begun"
+        self._log.write(
+            begins, None, {"metric": book.metric, "trials": trials, "ended": len(ended)}
+        )
+        for row in ended:
+            if row.number not in self._log.ended:  # its process was killed before it could say so
+                self._log_end(row)
+        self._lines = Lines(console, book.metric, trials, len(ended), noun)
+
+    def folder_of(self, number: int) -> Path:
+        """Where a trial keeps its checkpoints, and its events."""
+        return trial_folder(self._folder, number)
 
     @unbroken()
     def next(self) -> Assignment | None:
@@ -102,6 +133,9 @@ class Recorder:
         assignment = self.book.next()
         if assignment:
             params = self.book.params(assignment.number)
+            how = "trial_resumed" if assignment.epochs else "trial_started"
+            values = {"params": params, "after": assignment.epochs, "of": assignment.config.epochs}
+            self._log.write(how, assignment.number, values)
             self._lines.start(assignment, params)
         return assignment
 
@@ -114,9 +148,18 @@ class Recorder:
     def epoch(self, number: int, metrics: dict[str, float], node: str = "") -> bool:
         """Record an epoch; whether the trial is to be stopped here. node: the host it ran on."""
         stop = self.book.report(number, metrics, node)
+        epoch = int(metrics["epoch"])
+        if epoch > self._log.epochs.get(number, 0):
+            self._log.write("epoch", number, {"epoch": epoch, "node": node, "metrics": metrics})
         self._events_of(number).epoch(metrics)
         self._lines.epoch(number, metrics)
         return stop
+
+    @unbroken()
+    def lost(self, number: int) -> None:
+        """Take note that a trial lost its process, and goes on from its last epoch in another."""
+        self._log.write("trial_lost", number, {"after": self._log.epochs.get(number, 0)})
+        self._lines.lost(number)
 
     @unbroken()
     def end(self, number: int, failure: str = "") -> None:
@@ -127,8 +170,14 @@ class Recorder:
         rows = self.book.rows()
         row = next(row for row in rows if row.number == number)
         if state == TrialState.RUNNING:  # it may go on from its last epoch
+            self._log.write("trial_paused", number, {"state": row.state, "after": row.epochs})
+            if row.state == "HALTED" and not self._spent:
+                self._spent = True
+                spent = sum(one.epochs for one in rows)
+                self._log.write("budget_spent", None, {"trials": len(rows), "epochs": spent})
             self._events_of(number).close()
         else:
+            self._log_end(row)
             discard_state(folder / LAST)
             self._events_of(number).end(row.params, stored)
         del self._events[number]
@@ -139,12 +188,26 @@ class Recorder:
         for events in self._events.values():
             events.close()
         ended = self.book.close()
-        for row in self.book.rows():
+        rows = self.book.rows()
+        for row in rows:
             if row.number in ended:
+                self._log_end(row)
                 folder = trial_folder(self._folder, row.number)
                 discard_state(folder / LAST)
                 EventFile(folder).end(row.params, row.metrics)
+        with suppress(UserError):  # of a full disk, which is what ended the sweep
+            self._log.write("sweep_ended", None, {"ended": sum(row.state in ENDED for row in rows)})
         self._lines.close()
+
+    def _log_end(self, row: Row) -> None:
+        values = {
+            "state": row.state,
+            "epochs": row.epochs,
+            "score": row.score,
+            "seconds": row.seconds,
+            "reason": row.reason,
+        }
+        self._log.write("trial_ended", row.number, values)
 
     def _events_of(self, number: int) -> EventFile:
         if number not in self._events:

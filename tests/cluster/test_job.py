@@ -73,16 +73,20 @@ def test_a_sweep_runs_as_a_job_on_a_cluster(
     head: tuple[str, dict[str, str]], drawn: Path, tmp_path: Path
 ) -> None:
     address, environment = head
-    done = subprocess.run(
-        [
-            BIN / "ray", "job", "submit", "--address", address, "--working-dir", ROOT, "--",
-            "python", "-m", "raymlc.tune", "--address", "auto", "--data", drawn,
-            "--space", ROOT / "search_spaces" / "demo.py", "--set", "epochs=2",
-            "--trials", "2", "--output", tmp_path / "runs", "--name", "job",
-            "--cache", tmp_path / "cache",
-        ],
-        env=environment, capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
+    for _ in range(30):
+        done = subprocess.run(
+            [
+                BIN / "ray", "job", "submit", "--address", address, "--working-dir", ROOT, "--",
+                "python", "-m", "raymlc.tune", "--address", "auto", "--data", drawn,
+                "--space", ROOT / "search_spaces" / "demo.py", "--set", "epochs=2",
+                "--trials", "2", "--output", tmp_path / "runs", "--name", "job",
+                "--cache", tmp_path / "cache",
+            ],
+            env=environment, capture_output=True, text=True, timeout=400, check=False,
+        )  # fmt: skip
+        if "No available agent" not in done.stdout + done.stderr:
+            break
+        time.sleep(1)  # the dashboard answers before the agent that starts jobs
     assert done.returncode == 0, done.stdout + done.stderr
     assert "best trial:" in done.stdout
     assert (tmp_path / "runs" / "job" / "summary.csv").is_file()

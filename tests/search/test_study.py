@@ -1,7 +1,9 @@
 """The study says how each trial went, to whoever opens it, whatever was killed in between."""
 
+import itertools
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -501,6 +503,31 @@ def test_what_a_trial_cost_and_where_it_lies_are_attributes_that_add_up(
     assert attributes["images"] == 128
     assert attributes["node"] == "there"
     assert attributes["checkpoint"] == "trials/0000/best"
+
+
+@pytest.mark.parametrize("step", [-86400.0, 86400.0])
+def test_a_clock_that_jumps_changes_neither_budget_nor_cost(
+    journal: Path, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    times = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: 1.8e9 + step * next(times))
+    study = open_study(journal, ACCURACY, "random", "none", 0, EPOCHS)
+    one = StudyBook(study, SPACE, ACCURACY, 1, Budget(seconds=3600))
+    begin(one)
+    assert report(one, 0, [0.5] * EPOCHS) == [False] * EPOCHS
+    assert not one.spent
+    assert one.end(0, {ACCURACY: 0.5}) == TrialState.COMPLETE
+    assert 0 <= stored_trials(journal)[0].user_attrs["seconds"] < 60
+
+
+def test_nothing_decides_by_a_clock_that_may_jump() -> None:
+    sources = (Path(__file__).parents[2] / "raymlc").rglob("*.py")
+    asking = {
+        path.name
+        for path in sources
+        if re.search(r"\btime\.time\(|\bdatetime\.(now|today)\(|utcnow", path.read_text())
+    }
+    assert asking <= {"log.py", "report.py"}  # which write down when things happened
 
 
 BOTH = "val/accuracy/color,val/loss/shape"

@@ -1,5 +1,6 @@
 """A sweep is killed at twenty moments, and nothing is lost but the epoch that it was in."""
 
+import json
 import multiprocessing
 import random
 import time
@@ -25,6 +26,7 @@ from raymlc.search.study import StudyBook
 from raymlc.training.checkpoint import load_history
 from raymlc.training.run import LAST, run_trial
 from raymlc.trial import TrialConfig
+from raymlc.watch.log import EVENTS
 from raymlc.watch.recorder import Recorder, trial_folder
 
 ACCURACY, EPOCHS, TRIALS, KILLS, AT_A_TIME = "val/accuracy", 6, 24, 20, 2
@@ -106,6 +108,27 @@ def ended(trials: list[FrozenTrial]) -> dict[int, FrozenTrial]:
     return {trial.number: trial for trial in trials if trial.state in FINISHED}
 
 
+def check_events(folder: Path, trials: list[FrozenTrial]) -> None:
+    """The log of the sweep tells the same as its study, each thing once."""
+    events = [json.loads(line) for line in (folder / EVENTS).read_text().splitlines()]
+    assert [event["time"] for event in events] == sorted(event["time"] for event in events)
+    named = Counter(event["event"] for event in events)
+    assert (named["sweep_begun"], named["sweep_ended"]) == (1, 1)
+    assert named["sweep_resumed"] <= KILLS
+    ends = [event for event in events if event["event"] == "trial_ended"]
+    assert {event["trial"]: event["state"] for event in ends} == {
+        trial.number: trial.state.name for trial in trials
+    }
+    assert len(ends) == len(trials)
+    for trial in trials:
+        of_it = [event for event in events if event.get("trial") == trial.number]
+        epochs = [event for event in of_it if event["event"] == "epoch"]
+        told = [(event["epoch"], event["metrics"][ACCURACY]) for event in epochs]
+        assert told == list(trial.intermediate_values.items())
+        begun = [event["event"] in ("trial_started", "trial_resumed") for event in of_it]
+        assert any(begun) == ("config" in trial.user_attrs)
+
+
 @pytest.mark.parametrize("pruner", ["asha", "promote"])
 def test_a_sweep_killed_at_twenty_moments_loses_nothing_but_the_epochs_it_was_in(
     tmp_path: Path, pruner: PrunerName
@@ -152,6 +175,7 @@ def test_a_sweep_killed_at_twenty_moments_loses_nothing_but_the_epochs_it_was_in
         assert (trial.state == TrialState.COMPLETE) == (len(trial.intermediate_values) == EPOCHS)
         history = load_history(trial_folder(folder, trial.number) / LAST)
         assert {int(m["epoch"]): m[ACCURACY] for m in history} == trial.intermediate_values
+    check_events(folder, trials)
     trained = Counter((folder / "trained").read_text().split("\n")[:-1])
     again = sum(count - 1 for count in trained.values())
     assert again <= KILLS  # one epoch at a time is trained, and it alone is lost
