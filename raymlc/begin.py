@@ -15,15 +15,17 @@ from rich.console import Console
 
 from raymlc.entry import read_trial
 from raymlc.errors import UserError
-from raymlc.metric import higher_is_better, score_of
+from raymlc.metric import higher_is_better, objectives, score_of
 from raymlc.options import OF_THE_DATA, TuneOptions
 from raymlc.search.budget import Budget, parse_duration, parse_trials
+from raymlc.search.choice import chosen
 from raymlc.search.place import resolve
+from raymlc.search.read import read_study
 from raymlc.search.rungs import CONFIG
 from raymlc.search.space import Space
-from raymlc.search.storage import OWN_NAME, open_storage, open_study
+from raymlc.search.storage import OWN_NAME, open_study
 from raymlc.search.study import METRICS, StudyBook
-from raymlc.search.transfer import enqueue, enqueue_best, newest, respaced, take_over
+from raymlc.search.transfer import enqueue, enqueue_best, respaced, take_over
 from raymlc.trial import TrialConfig
 
 OPTIONS_FILE, SPACE_FILE, STUDY_FILE = "sweep.json", "space.py", "study.journal"  # of a sweep
@@ -53,11 +55,12 @@ def open_book(
     Raises UserError for a study that cannot be had, and for trials that cannot be read.
     """
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    sampler, pruner = chosen(options.sampler, options.pruner, len(objectives(options.metric)))
     study = open_study(
         options.study or folder / STUDY_FILE,
         options.metric,
-        options.sampler,
-        options.pruner,
+        sampler,
+        pruner,
         options.seed,
         max(config.epochs for config in configs),
         folder if options.study else None,
@@ -121,7 +124,6 @@ def _start_from(
 def _trials_of(other: Path, saved: str | None) -> list[FrozenTrial]:
     """The trials of another sweep's study, which stays as it is. saved: its --study."""
     where = resolve(saved, os.environ.get(STUDY_VARIABLE), resumed=True)
-    storage = open_storage(where or other / STUDY_FILE)
-    name = newest(storage, other.resolve().name if where else OWN_NAME)
-    study = optuna.load_study(study_name=name, storage=storage)
+    name = other.resolve().name if where else OWN_NAME
+    study = read_study(where or other / STUDY_FILE, name)
     return [trial for trial in study.trials if CONFIG in trial.user_attrs]

@@ -133,19 +133,19 @@ class TuneOptions(RunOptions):
     warm_start: Path | None = None
     """Folder of another sweep. Its best trial that this space can give is tried first; if data and
     metric are the same, all its finished trials that this space can give inform the search."""
-    sampler: SamplerName = "rungs"
-    """How trials are proposed. tpe, cmaes, gp, nsga2, qmc, random are Optuna's; of trials that were
-    stopped early tpe and cmaes learn, gp and nsga2 do not, and to tpe one that waits at a rung is a
-    bad one. rungs is raymlc's own Bayesian optimisation, which learns from trials of every age,
-    finished or not."""
-    pruner: PrunerName = "promote"
-    """When a trial is stopped early. asha: Optuna's halving, which keeps the better half after a
-    fifth of the epochs and at each doubling; Optuna's hyperband, median, wilcoxon. rungs: after
-    1/27, 1/9 and 1/3 of its own epochs, unless it is among the best third of those that came so
-    far; promote: the same, but it waits there, and goes on when it is among the best third later;
-    best with --sampler rungs or random. one-epoch: each waits after its first epoch, and in the end
-    the best tenth goes on, a baseline that is hard to beat. Of several metrics asha and rungs go by
-    non-dominated rank."""
+    sampler: SamplerName | None = None
+    """How trials are proposed. rungs is raymlc's own Bayesian optimisation, which learns from
+    trials of every age, finished or not. tpe, cmaes, gp, nsga2, qmc, random are Optuna's; of trials
+    that were stopped early tpe and cmaes learn, gp and nsga2 do not, and to tpe one that waits at a
+    rung is a bad one. Default: rungs; of several metrics tpe."""
+    pruner: PrunerName | None = None
+    """When a trial is stopped early. promote: after 1/27, 1/9 and 1/3 of its own epochs it waits
+    unless it is among the best third of those that came so far, and goes on when it is later.
+    rungs: the same, but it ends there. asha: Optuna's halving, which keeps the better half after a
+    fifth of the epochs and at each doubling; Optuna's hyperband, median, wilcoxon. one-epoch: each
+    waits after its first epoch, and in the end the best tenth goes on, a baseline that is hard to
+    beat. Of several metrics asha and rungs go by non-dominated rank. Default: promote; of several
+    metrics asha."""
     finalists: int = 0
     """Trials to train again when the search has ended: the best ones, each --repeats times to full
     length under new seeds. The checkpoint to use comes from there, and an honest number."""

@@ -20,6 +20,7 @@ from raymlc.errors import UserError, one_line
 from raymlc.metric import objectives
 from raymlc.options import TuneOptions
 from raymlc.search.budget import parse_trials
+from raymlc.search.choice import chosen
 from raymlc.search.place import resolve
 from raymlc.search.read import read_study, read_trials
 from raymlc.search.storage import METRIC, OWN_NAME
@@ -75,6 +76,7 @@ def read_sweep(folder: Path) -> Sweep:
     name = folder.resolve().name
     study = read_study(where or folder / STUDY_FILE, name if where else OWN_NAME)
     metric = study.user_attrs.get(METRIC, saved.metric)
+    sampler, pruner = chosen(saved.sampler, saved.pruner, len(objectives(metric)))
     told = read_trials(study, metric)
     heads = heads_of(told)
     majority, no_majority = _majority(saved, heads)
@@ -82,8 +84,8 @@ def read_sweep(folder: Path) -> Sweep:
     return Sweep(
         folder=folder,
         metric=metric,
-        sampler=saved.sampler,
-        pruner=saved.pruner,
+        sampler=sampler,
+        pruner=pruner,
         trials=parse_trials(saved.trials, have=0),
         workers=saved.workers,
         gpus_per_worker=saved.gpus_per_worker,

@@ -27,7 +27,7 @@ from raymlc.metric import objectives
 from raymlc.model.backbones import check_backbone_name
 from raymlc.options import TuneOptions
 from raymlc.search.budget import parse_duration, parse_trials
-from raymlc.search.choice import check_objectives
+from raymlc.search.choice import check_objectives, chosen
 from raymlc.search.place import check_storage, resolve
 from raymlc.search.rows import keep_rows
 from raymlc.search.space import Space, built_in, check_space, load_space
@@ -46,7 +46,10 @@ def _command(arguments: Sequence[str]) -> int:
     study = resolve(options.study, os.environ.get(STUDY_VARIABLE), options.resume)
     if study:
         check_storage(study, options.address is not None)
-    options = dataclasses.replace(options, study=study)
+    count = len(objectives(options.metric))
+    sampler, pruner = chosen(options.sampler, options.pruner, count)
+    check_objectives(count, sampler, pruner)
+    options = dataclasses.replace(options, study=study, sampler=sampler, pruner=pruner)
     with claimed_folder(options, (OPTIONS_FILE, "train.json")) as folder:
         return _tune(options, folder, plain_console())
 
@@ -80,7 +83,6 @@ def _tune(options: TuneOptions, folder: Path, console: Console) -> int:
 def _check_numbers(options: TuneOptions) -> None:
     check_at_least_1(concurrency=options.concurrency, epoch_budget=options.epoch_budget)
     check_at_least_1(repeats=options.repeats)
-    check_objectives(len(objectives(options.metric)), options.sampler, options.pruner)
     if options.finalists < 0:
         raise UserError(f"--finalists must be at least 0, but is {options.finalists}")
     parse_trials(options.trials, have=0)

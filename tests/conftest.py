@@ -43,6 +43,7 @@ def tiny_table(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Real runs, which take a core or two each, go one after another beside the fast tests."""
     for item in items:

@@ -27,6 +27,15 @@ _PRUNERS_OF_SEVERAL = ("asha", "rungs", "none")
 _NEEDS = {"qmc": "scipy", "gp": "scipy", "cmaes": "cmaes"}
 
 
+def chosen(
+    sampler: SamplerName | None, pruner: PrunerName | None, count: int
+) -> tuple[SamplerName, PrunerName]:
+    """Sampler and pruner of a sweep of so many objectives; None: what is best for them."""
+    if count > 1:
+        return sampler or "tpe", pruner or "asha"
+    return sampler or "rungs", pruner or "promote"
+
+
 def check_objectives(count: int, sampler: SamplerName, pruner: PrunerName) -> None:
     """Raises UserError for a sampler or a pruner that several objectives are too many for."""
     for option, name, able in (

@@ -21,7 +21,13 @@ from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from raymlc.errors import UserError
 from raymlc.search.budget import Budget
-from raymlc.search.choice import PrunerName, SamplerName, make_sampler
+from raymlc.search.choice import (
+    PrunerName,
+    SamplerName,
+    check_objectives,
+    chosen,
+    make_sampler,
+)
 from raymlc.search.space import Space
 from raymlc.search.storage import open_study
 from raymlc.search.study import Assignment, StudyBook
@@ -660,3 +666,22 @@ def test_a_place_that_cannot_be_written_is_refused_by_its_path(tmp_path: Path) -
         UserError, match=f"the study must be writable, but {tmp_path}/file/x is not"
     ):
         book(tmp_path / "file" / "x")
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "both"),
+    [
+        ((None, None), 1, ("rungs", "promote")),
+        ((None, None), 2, ("tpe", "asha")),
+        (("random", None), 1, ("random", "promote")),
+        ((None, "none"), 2, ("tpe", "none")),
+        (("gp", "median"), 1, ("gp", "median")),
+    ],
+)
+def test_what_is_not_chosen_is_what_suits_the_number_of_metrics(
+    given: tuple[SamplerName | None, PrunerName | None],
+    count: int,
+    both: tuple[SamplerName, PrunerName],
+) -> None:
+    assert chosen(*given, count) == both
+    check_objectives(count, *both)
