@@ -41,11 +41,3 @@ def tiny_table(tmp_path: Path) -> Path:
             lines.append(f"{image},{cells[place % len(cells)]}")
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real runs, which take a core or two each, go one after another beside the fast tests."""
-    for item in items:
-        if item.get_closest_marker("slow") or "cluster" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("real"))

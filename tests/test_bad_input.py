@@ -100,7 +100,7 @@ WORDS = [
         "asks for nothing",
     ),
     (space("import nowhere"), USE_SPACE, "space.py line 1: ModuleNotFoundError"),
-    (nothing, ["--data", "DATA", "--trials", "0"], "--trials must be at least 1"),
+    (nothing, ["--data", "DATA", "--trials", "0"], "--trials must be a number of trials, at"),
     (nothing, ["--data", "DATA", "--gpus-per-worker", "-1"], "must be at least 0"),
     (nothing, ["--resume"], "by its --name, but none is given"),
     (nothing, ["--resume", "--name", "never"], "needs a run that began"),

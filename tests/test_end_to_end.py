@@ -140,16 +140,10 @@ def finished(folder: Path) -> dict[int, Any]:
 def test_a_killed_sweep_goes_on_without_running_a_finished_trial_twice(
     tmp_path: Path, signal_number: signal.Signals, code: int
 ) -> None:
-    arguments: list[str | Path] = [
-        "--trials",
-        "6",
-        "--set",
-        "epochs=6",
-        "--output",
-        tmp_path,
-        "--name",
-        "killed",
-    ]
+    # Trials that end one after another, so that some have ended and some not at the signal.
+    brain = ("--sampler", "random", "--pruner", "asha")
+    arguments: list[str | Path] = ["--trials", "6", "--set", "epochs=6", *brain]
+    arguments += ["--output", tmp_path, "--name", "killed"]
     folder = tmp_path / "killed"
     process = subprocess.Popen(
         command("tune", *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -85,11 +85,23 @@ def launch(
 
     Raises UserError for a Ray that cannot be had, or trials that would not fit.
     """
-    heads = table.labels.names
     job = Job(table, folder, lasting(options.cache), options.broken_images, options.metric)
     asked = _asked(options)
-    growing = options.address is not None
     console.print(f"the sweep is kept in {folder}", highlight=False, soft_wrap=True)
+    try:
+        _train(options, asked, job, book, console)
+        return conclude(book, table, folder, folder / FINALS, console)
+    except KeyboardInterrupt:
+        say_how_to_go_on(book, folder, console)
+        return 130
+
+
+def _train(
+    options: TuneOptions, asked: Resources, job: Job, book: StudyBook, console: Console
+) -> None:
+    """Run all trials of a sweep, and its finals."""
+    heads, folder = job.table.labels.names, job.folder
+    growing = options.address is not None
     with ray_session(options.address, options.verbose):
         placement, concurrency = place(asked, growing)
         line = shortage(asked, placement, growing)
@@ -101,29 +113,22 @@ def launch(
             highlight=False,
         )
         recorder = Recorder(book, folder, heads, book.trials, console)
-        whole = _run(recorder, job, placement, concurrency)
-        if whole and options.finalists:
+        _run(recorder, job, placement, concurrency)
+        if options.finalists:
             finals = FinalsBook(book.study, options.metric, options.finalists, options.repeats)
             console.print(f"{finals.total} finals, with numbers of their own", highlight=False)
             recorder = Recorder(finals, folder / FINALS, heads, finals.total, console, "final")
             job = replace(job, folder=folder / FINALS)
-            whole = _run(recorder, job, placement, concurrency)
-    if not whole:
-        say_how_to_go_on(book, folder, console)
-        return 130
-    return conclude(book, table, folder, folder / FINALS, console)
+            _run(recorder, job, placement, concurrency)
 
 
-def _run(recorder: Recorder, job: Job, placement: Placement, concurrency: int) -> bool:
-    """Run all trials of a recorder; False after Ctrl-C."""
+def _run(recorder: Recorder, job: Job, placement: Placement, concurrency: int) -> None:
+    """Run all trials of a recorder."""
     try:
         with terminable():  # after Ray has begun, which has a handler of its own
             run_sweep(recorder, job, placement, concurrency)
-    except KeyboardInterrupt:
-        return False
     finally:
         recorder.close()
         # What Tune and Train wrote down for themselves: a sweep goes on from its study.
         for name in ("ray", "ray-train"):
             shutil.rmtree(job.folder / name, ignore_errors=True)
-    return True

@@ -1,5 +1,6 @@
 """A cluster of three nodes on this machine: a sweep spreads over them, and a misfit is refused."""
 
+import gc
 import os
 import secrets
 import shutil
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +93,11 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
             if name == "two":
                 path = os.environ.get("PYTHONPATH")
                 environment["PYTHONPATH"] = f"{spoiler}:{path}" if path else str(spoiler)
-            cluster.add_node(num_cpus=int(name != "head"), node_name=name, env_vars=environment)
+            with warnings.catch_warnings():
+                # Ray leaves a socket to the collector when a port that it tries is taken.
+                warnings.simplefilter("ignore", ResourceWarning)
+                cluster.add_node(num_cpus=int(name != "head"), node_name=name, env_vars=environment)
+                gc.collect()
         yield Nodes(cluster.address, homes, spoiler)
     finally:
         cluster.shutdown()

@@ -88,7 +88,7 @@ def test_fit_yields_the_promised_metrics_once_an_epoch(
     training, history = trained(config, labels, train, val)
     assert [metrics["epoch"] for metrics in history] == [1.0, 2.0, 3.0][:epochs]
     expected = (
-        {"epoch", "lr", "images_per_second", "train/loss"}
+        {"epoch", "lr", "images", "images_per_second", "train/loss"}
         | {f"train/loss/{head}" for head in labels.names}
         | {*reported_metrics(labels)}
     )

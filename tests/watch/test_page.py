@@ -75,7 +75,7 @@ def test_the_summary_says_what_was_searched_the_best_and_what_stopping_saved(mix
     lines = sentences(mixed.sweep())
     assert lines[0] == (
         "lr, randaug_ops and gc of efficientnet_b0 were searched for the highest val/accuracy, with"
-        " tpe proposing and none stopped early: 8 trials of 9, 4 complete, 2 stopped early, 1"
+        " rungs proposing and none stopped early: 8 trials of 9, 4 complete, 2 stopped early, 1"
         " failed and 1 not ended."
     )
     assert "had not ended" in lines[1]
