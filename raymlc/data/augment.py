@@ -8,6 +8,8 @@ C = 3 channels, H and W pixels, M images that are mixed into one, 33 a matrix of
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +23,17 @@ from raymlc.data.geometry import crops, flips, moves, resample
 from raymlc.data.policy import Steps, augmix, autoaugment, color_jitter, no_steps, randaugment
 from raymlc.trial import TrialConfig
 
+_View = Callable[
+    [
+        Tensor,
+        Steps,
+        NDArray[np.float64],
+        Literal["bilinear", "bicubic"],
+        Callable[[Tensor], Tensor],
+    ],
+    Tensor,
+]
+
 
 def augment(
     pixels_BCHW: Tensor, config: TrialConfig, normalize: Callable[[Tensor], Tensor]
@@ -33,7 +46,8 @@ def augment(
     The colour operations of an image are done first, in their order; then its geometric ones, the
     crop and the flips, as one resampling: what leaves the image in one operation is not lost if the
     next brings it back. The images that AugMix mixes are cropped, flipped and jittered alike.
-    All is a function of the state of torch's default generators.
+    All is a function of the state of torch's default generators. On the CPU, OpenCV does it where
+    it is installed: the same draws, on pixels that are rounded a little otherwise.
     """
     batch, _, height, width = pixels_BCHW.shape
     device = pixels_BCHW.device
@@ -46,23 +60,52 @@ def augment(
         rng, batch, config.hflip_prob, config.vflip_prob
     )
     matrices = [moves(steps, height, width) @ frame_B33 for steps in mixed]
-    shares_MB111 = on_device(shares_BM.T.astype(np.float32)[..., None, None, None], device)
-    images_BCHW = torch.empty_like(
-        pixels_BCHW, dtype=torch.float32, memory_format=torch.channels_last
+    view = _fastest_view(device.type)
+    views = (
+        view(pixels_BCHW, steps, matrices_B33, config.interpolation, normalize)
+        for steps, matrices_B33 in zip(mixed, matrices, strict=True)
     )
-    views = [apply_colors(pixels_BCHW, steps) for steps in mixed]
-    for part in parts_of(pixels_BCHW, 0, batch):
-        seen = [
-            resample(normalize(view_BCHW[part]), matrices_B33[part], config.interpolation)
-            for view_BCHW, matrices_B33 in zip(views, matrices, strict=True)
-        ]
-        if len(seen) == 1:
-            images_BCHW[part] = seen[0]
-        else:
-            images_BCHW[part] = (torch.stack(seen) * shares_MB111[:, part]).sum(0)
+    images_BCHW = next(views)
+    if len(mixed) > 1:
+        shares_MB111 = on_device(shares_BM.T.astype(np.float32)[..., None, None, None], device)
+        images_BCHW.mul_(shares_MB111[0])
+        for view_BCHW, share_B111 in zip(views, shares_MB111[1:], strict=True):
+            images_BCHW.addcmul_(view_BCHW, share_B111)
     if config.erasing_prob > 0:
         erase_(images_BCHW, rng, config.erasing_prob, config.erasing_mode, config.erasing_count)
     return images_BCHW
+
+
+def batched_view(
+    pixels_BCHW: Tensor,
+    steps: Steps,
+    matrices_B33: NDArray[np.float64],
+    interpolation: Literal["bilinear", "bicubic"],
+    normalize: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The images after the colour operations of `steps`, seen as the matrices show them.
+
+    pixels_BCHW: uint8, on any device. Returns normalised float32 images, channels last in memory.
+    """
+    colored_BCHW = apply_colors(pixels_BCHW, steps)
+    images_BCHW = torch.empty_like(
+        pixels_BCHW, dtype=torch.float32, memory_format=torch.channels_last
+    )
+    for part in parts_of(pixels_BCHW, 0, len(pixels_BCHW)):
+        images_BCHW[part] = resample(
+            normalize(colored_BCHW[part]), matrices_B33[part], interpolation
+        )
+    return images_BCHW
+
+
+@lru_cache
+def _fastest_view(device: str) -> _View:
+    """`batched_view`, or on the CPU OpenCV's, where that can be imported. device: its type."""
+    if device != "cpu":
+        return batched_view
+    from raymlc.data import warp  # OpenCV takes a moment to import, and is only needed here
+
+    return batched_view if warp.cv2 is None else warp.view
 
 
 def _policy(

@@ -40,7 +40,7 @@ def erase_(
     chosen_G = np.flatnonzero(rng.random(len(images_BCHW)) < prob)
     channels, height, width = images_BCHW.shape[1:]
     number_N = _rectangles(rng, len(chosen_G), count, height, width).ravel()
-    erased_N = np.flatnonzero(number_N)
+    erased_N = np.flatnonzero(number_N > 0)  # of booleans: four times as fast
     image_N = erased_N // (height * width)
     place_N = erased_N + (chosen_G - np.arange(len(chosen_G)))[image_N] * (height * width)
     device = images_BCHW.device

@@ -2,13 +2,14 @@
 
 A matrix takes a place in the result to the place in the image that is seen there, both as (x, y, 1)
 with the image spanning [-1, 1] either way. What happens to an image first stands leftmost in a
-product. Shapes: B images, C channels, H and W pixels, K candidates of a random rectangle, 33 a
-matrix, G images that are seen beyond their edge.
+product. Shapes: B images, S operations of an image, G those of all images that move it, C channels,
+H and W pixels, K candidates of a random rectangle, 33 a matrix.
 """
 
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -53,23 +54,22 @@ def flips(rng: np.random.Generator, batch: int, hflip_prob: float, vflip_prob: f
 
 def moves(steps: Steps, height: int, width: int) -> Array:
     """Matrices of the geometric operations of `steps`, in their order; others are passed over."""
-    matrices_B33 = _identities(len(steps.ops_BS))
-    for ops_B, args_B in zip(steps.ops_BS.T, steps.args_BS.T, strict=True):
-        moved_G = np.flatnonzero(np.isin(ops_B, GEOMETRIC_OPS))
-        ops_G, args_G = ops_B[moved_G], args_B[moved_G]
-        turn_G, right_G, down_G, across_G, along_G = (
-            np.where(ops_G == op, args_G, 0.0)
-            for op in (Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y)
-        )
-        cos_G, sin_G = np.cos(np.radians(turn_G)), np.sin(np.radians(turn_G))
-        move_G33 = _identities(len(moved_G))
-        move_G33[:, 0, 0] = move_G33[:, 1, 1] = cos_G
-        move_G33[:, 0, 1] = (right_G - sin_G) * height / width
-        move_G33[:, 1, 0] = (down_G + sin_G) * width / height
-        move_G33[:, 0, 2] = right_G * height / width + 2 * across_G
-        move_G33[:, 1, 2] = down_G * width / height + 2 * along_G
-        matrices_B33[moved_G] = matrices_B33[moved_G] @ move_G33
-    return matrices_B33
+    matrices_SB33 = _identities(steps.ops_BS.size).reshape(*steps.ops_BS.T.shape, 3, 3)
+    place_G, image_G = np.nonzero(GEOMETRIC_OPS[0] <= steps.ops_BS.T)
+    ops_G, args_G = steps.ops_BS[image_G, place_G], steps.args_BS[image_G, place_G]
+    turn_G, right_G, down_G, across_G, along_G = (
+        np.where(ops_G == int(op), args_G, 0.0)
+        for op in (Op.ROTATE, Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y)
+    )
+    cos_G, sin_G = np.cos(np.radians(turn_G)), np.sin(np.radians(turn_G))
+    move_G33 = _identities(len(ops_G))
+    move_G33[:, 0, 0] = move_G33[:, 1, 1] = cos_G
+    move_G33[:, 0, 1] = (right_G - sin_G) * height / width
+    move_G33[:, 1, 0] = (down_G + sin_G) * width / height
+    move_G33[:, 0, 2] = right_G * height / width + 2 * across_G
+    move_G33[:, 1, 2] = down_G * width / height + 2 * along_G
+    matrices_SB33[place_G, image_G] = move_G33
+    return reduce(np.matmul, matrices_SB33, _identities(len(steps.ops_BS)))
 
 
 def central(batch: int, share: float) -> Array:
@@ -111,12 +111,9 @@ def resample(
         padding_mode="border",
         align_corners=False,
     )
-    beyond_G = np.flatnonzero(_beyond(matrices_B33, height, width))
-    if len(beyond_G):
-        index_G = on_device(beyond_G, device)
-        x_GHW, y_GHW = planes_2BHW.index_select(1, index_G).abs_()
-        inside_G1HW = (torch.maximum(x_GHW, y_GHW) <= 1)[:, None]
-        seen_BCHW[index_G] = seen_BCHW.index_select(0, index_G).mul_(inside_G1HW)
+    if beyond(matrices_B33, height, width).any():
+        x_BHW, y_BHW = planes_2BHW.abs_()
+        seen_BCHW.mul_(torch.maximum(x_BHW, y_BHW).le_(1)[:, None])
     return seen_BCHW
 
 
@@ -141,11 +138,11 @@ def first_fit(sizes_BK: Array, fits_BK: NDArray[np.bool_], otherwise: float) -> 
     return np.where(fits_BK.any(1), sizes_BK[rows_B, first_B], otherwise)
 
 
-def _identities(batch: int) -> Array:
-    return np.tile(np.eye(3), (batch, 1, 1))
-
-
-def _beyond(matrices_B33: Array, height: int, width: int) -> NDArray[np.bool_]:
+def beyond(matrices_B33: Array, height: int, width: int) -> NDArray[np.bool_]:
     """Which results hold a pixel whose centre is outside of the image."""
     reach_B2 = np.abs(matrices_B33[:, :2, :2]) @ np.array([1 - 1 / width, 1 - 1 / height])
     return np.asarray((reach_B2 + np.abs(matrices_B33[:, :2, 2]) > 1).any(1))
+
+
+def _identities(batch: int) -> Array:
+    return np.broadcast_to(np.eye(3), (batch, 3, 3)).copy()

@@ -2,7 +2,7 @@
 
 All is drawn on the host, so that the images of an operation are known there and a GPU is never
 waited for. Operations and strengths are those of timm's `timm.data.auto_augment`. Shapes: B images,
-S operations of an image, one after another, M images that are mixed into one.
+S operations of an image, one after another, M images that are mixed into one, O kinds of `Op`.
 """
 
 from __future__ import annotations
@@ -181,18 +181,13 @@ def arguments(
     if variant == "increasing":
         bits_BS, threshold_BS = 4 - bits_BS, 256 - threshold_BS
         factor_BS = np.maximum(1 + sign_BS * share_BS * 0.9, 0.1)
-    by_op = {
-        Op.POSTERIZE: 256 - 2 ** (8 - bits_BS),
-        Op.SOLARIZE: threshold_BS,
-        Op.SOLARIZE_ADD: np.floor(share_BS * 110),
-        Op.COLOR: factor_BS,
-        Op.CONTRAST: factor_BS,
-        Op.BRIGHTNESS: factor_BS,
-        Op.SHARPNESS: factor_BS,
-        Op.ROTATE: sign_BS * share_BS * 30,
-        Op.SHEAR_X: sign_BS * share_BS * 0.3,
-        Op.SHEAR_Y: sign_BS * share_BS * 0.3,
-        Op.TRANSLATE_X: sign_BS * share_BS * 0.45,
-        Op.TRANSLATE_Y: sign_BS * share_BS * 0.45,
-    }
-    return np.select([ops_BS == op for op in by_op], list(by_op.values()), 0.0)
+    by_op_OBS = np.zeros((len(Op), *ops_BS.shape))
+    by_op_OBS[Op.POSTERIZE] = 256 - 2 ** (8 - bits_BS)
+    by_op_OBS[Op.SOLARIZE] = threshold_BS
+    by_op_OBS[Op.SOLARIZE_ADD] = np.floor(share_BS * 110)
+    by_op_OBS[[Op.COLOR, Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS]] = factor_BS
+    by_op_OBS[Op.ROTATE] = sign_BS * share_BS * 30
+    by_op_OBS[[Op.SHEAR_X, Op.SHEAR_Y]] = sign_BS * share_BS * 0.3
+    by_op_OBS[[Op.TRANSLATE_X, Op.TRANSLATE_Y]] = sign_BS * share_BS * 0.45
+    args_BS: NDArray[np.float64] = np.take_along_axis(by_op_OBS, ops_BS[None], 0)[0]
+    return args_BS

@@ -17,6 +17,7 @@ from torchvision.transforms import functional
 
 from raymlc.data.color import apply_colors
 from raymlc.data.policy import COLOR_OPS, GEOMETRIC_OPS, Op, Steps, color_jitter, randaugment
+from raymlc.data.warp import colored
 
 Reference = Callable[[Image.Image, float], Image.Image]
 PILLOW: dict[Op, Reference] = {
@@ -31,6 +32,7 @@ PILLOW: dict[Op, Reference] = {
     Op.BRIGHTNESS: lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
     Op.SHARPNESS: lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
 }
+WAYS = ("batched", "opencv")
 FACTORS = (0.0, 0.1, 0.37, 1.0, 1.3, 1.72, 1.9)
 ARGS: dict[Op, tuple[float, ...]] = {
     Op.POSTERIZE: (0, 128, 192, 224, 240, 255),
@@ -64,6 +66,17 @@ def same(batch: int, op: Op, arg: float) -> Steps:
     return Steps(np.full((batch, 1), int(op)), np.full((batch, 1), arg))
 
 
+def changed(way: str, images_BCHW: Tensor, steps: Steps) -> Tensor:
+    """The images after the operations, in batches or each by OpenCV."""
+    if way == "batched":
+        return apply_colors(images_BCHW, steps)
+    pytest.importorskip("cv2")
+    ops, args = steps.ops_BS.tolist(), steps.args_BS.tolist()
+    images_BHWC = images_BCHW.permute(0, 2, 3, 1).numpy()
+    whole = [colored(*image) for image in zip(images_BHWC, ops, args, strict=True)]
+    return torch.from_numpy(np.stack(whole)).permute(0, 3, 1, 2)
+
+
 def reference(image_CHW: Tensor, op: Op, arg: float) -> Tensor:
     image = Image.fromarray(image_CHW.permute(1, 2, 0).numpy())
     return torch.from_numpy(np.array(PILLOW[op](image, arg))).permute(2, 0, 1)
@@ -77,27 +90,47 @@ def gap(first: Tensor, second: Tensor) -> int:
     ("op", "arg"), [(op, arg) for op in COLOR_OPS for arg in ARGS.get(op, (0.0,))]
 )
 @pytest.mark.parametrize("size", [(20, 16), (9, 15), (64, 64)])
-def test_each_operation_is_pillows(op: Op, arg: float, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_each_operation_is_pillows(op: Op, arg: float, size: tuple[int, int], way: str) -> None:
     images_BCHW = pictures(*size)
-    changed_BCHW = apply_colors(images_BCHW, same(len(images_BCHW), op, arg))
+    before_BCHW = images_BCHW.clone()
+    changed_BCHW = changed(way, images_BCHW, same(len(images_BCHW), op, arg))
+    assert torch.equal(images_BCHW, before_BCHW)
     assert changed_BCHW.dtype == torch.uint8
-    # Pillow's AutoContrast rounds whole numbers down to the one below at times.
-    tolerance = 1 if op == Op.AUTO_CONTRAST else 0
+    # Pillow's AutoContrast rounds whole numbers down to the one below at times; OpenCV rounds once
+    # where Pillow does twice.
+    inexact = {Op.COLOR, Op.CONTRAST, Op.SHARPNESS} if way == "opencv" else set()
+    tolerance = 1 if op in {Op.AUTO_CONTRAST, *inexact} else 0
     for image_CHW, changed_CHW in zip(images_BCHW, changed_BCHW, strict=True):
         assert gap(changed_CHW, reference(image_CHW, op, arg)) <= tolerance
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("factor", [0.37, 1.0, 1.3, 1.72, 1.9])
+@pytest.mark.parametrize("op", [Op.COLOR, Op.CONTRAST, Op.SHARPNESS])
+def test_what_is_rounded_otherwise_is_neither_brighter_nor_darker(
+    op: Op, factor: float, way: str
+) -> None:
+    images_BCHW = pictures(64, 64)
+    changed_BCHW = changed(way, images_BCHW, same(len(images_BCHW), op, factor))
+    for place in (0, 1, 2, 3, 5):  # not the smooth one, which Pillow's first rounding makes flat
+        expected_CHW = reference(images_BCHW[place], op, factor)
+        assert (changed_BCHW[place].double() - expected_CHW).mean().abs() < 0.1
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("op", COLOR_OPS)
-def test_each_operation_changes_pictures(op: Op) -> None:
+def test_each_operation_changes_pictures(op: Op, way: str) -> None:
     images_BCHW = pictures()
     arg = ARGS.get(op, (0.0,) * 3)[2]
-    changed_BCHW = apply_colors(images_BCHW, same(len(images_BCHW), op, arg))
+    changed_BCHW = changed(way, images_BCHW, same(len(images_BCHW), op, arg))
     assert (changed_BCHW != images_BCHW).flatten(1).any(1).sum() >= 3
 
 
-def test_auto_contrast_spreads_a_channel_over_all_values() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_auto_contrast_spreads_a_channel_over_all_values(way: str) -> None:
     images_BCHW = pictures()[[2, 4]]
-    changed_BCHW = apply_colors(images_BCHW, same(2, Op.AUTO_CONTRAST, 0.0))
+    changed_BCHW = changed(way, images_BCHW, same(2, Op.AUTO_CONTRAST, 0.0))
     assert (changed_BCHW.amin((2, 3)) == 0).all()
     assert (changed_BCHW.amax((2, 3)) == 255).all()
 
@@ -126,11 +159,25 @@ def test_each_image_gets_its_own_operations_in_their_order(
         assert torch.equal(changed_CHW, expected_CHW)
 
 
-def test_geometric_operations_and_none_leave_pixels_alone() -> None:
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 5))
+def test_opencv_does_an_images_operations_one_after_another(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    images_BCHW = pictures()[torch.from_numpy(rng.integers(0, 6, 12))]
+    steps = randaugment(rng, 12, count, 6.0, 2.0, color=True)
+    expected_BCHW = images_BCHW
+    for place in range(count):
+        one = Steps(steps.ops_BS[:, [place]], steps.args_BS[:, [place]])
+        expected_BCHW = changed("opencv", expected_BCHW, one)
+    assert torch.equal(changed("opencv", images_BCHW, steps), expected_BCHW)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_geometric_operations_and_none_leave_pixels_alone(way: str) -> None:
     images_BCHW = pictures()
     ops = (Op.NOTHING, *GEOMETRIC_OPS)
     steps = Steps(np.tile(ops, (6, 1)), np.ones((6, len(ops))))
-    assert torch.equal(apply_colors(images_BCHW, steps), images_BCHW)
+    assert torch.equal(changed(way, images_BCHW, steps), images_BCHW)
 
 
 @pytest.mark.parametrize("batch", [1, 40])
