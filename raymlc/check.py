@@ -47,6 +47,8 @@ class CheckOptions:
     them."""
     val_fraction: float = 0.2
     """Share of the training rows set aside for validation where there is no val.csv."""
+    allow_outside: bool = False
+    """Let the table name images outside of its folder."""
     output: Path | None = None
     """CSV file to write, with every row that has something to mend."""
     overwrite: bool = False
@@ -78,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check(options: CheckOptions) -> int:
     check_free(options.output, "--output", options.overwrite)
     progress = partial(track, Console(stderr=True))
-    table = read_table(options.data, options.heads, options.val_fraction, options.classes)
+    table = read_table(
+        options.data, options.heads, options.val_fraction, options.classes, options.allow_outside
+    )
     print("; ".join(f"{name}: {len(split):,} rows" for name, split in table.splits.items()))
     for head in table.labels.heads:
         kind = "multi-hot" if head.multi_hot else "single-label"

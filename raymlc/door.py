@@ -12,7 +12,7 @@ from typing import TextIO, TypeVar, cast
 import tyro
 from rich.console import Console
 
-from raymlc.errors import UserError
+from raymlc.errors import UserError, plain
 
 _Options = TypeVar("_Options")
 
@@ -47,13 +47,13 @@ def parse(
 def guarded(work: Callable[[], int], interrupted: str = "interrupted") -> int:
     """Do a command's work: its exit code.
 
-    2 for wrong input, said in a line; 130 after Ctrl-C, where `interrupted` is said; 1 where nobody
-    reads on what it prints.
+    2 for wrong input, and for a file that the system refuses, said in a line; 130 after Ctrl-C,
+    where `interrupted` is said; 1 where nobody reads on what it prints.
     """
     try:
         return work()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
@@ -62,6 +62,12 @@ def guarded(work: Callable[[], int], interrupted: str = "interrupted") -> int:
         # Else Python would say so again when it flushes its output at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None:  # else nobody's file is to blame
+            raise
+        reason = plain(f"{error.filename} cannot be used: {error.strerror}")
+        print(f"error: {reason}; mend that, or name another", file=sys.stderr)
+        return 2
 
 
 def check_at_least_1(**values: int | None) -> None:

@@ -117,7 +117,9 @@ def read_data(options: RunOptions, console: Console) -> Table:
             console.print(f"drawing the built-in data set in {data}", highlight=False)
         draw_demo(data)
         check_metric(options.metric, choose_heads(read_header(data), options.heads, "train.csv"))
-    table = read_table(data, options.heads, options.val_fraction, options.classes)
+    table = read_table(
+        data, options.heads, options.val_fraction, options.classes, options.allow_outside
+    )
     _check_metric_has_labels(options.metric, table)
     lines = repeat_lines(table, find_repeats(table, options.cache, partial(track, console)))
     if lines:
@@ -150,7 +152,7 @@ def read_trial(path: Path, option: str) -> TrialConfig:
         if path.suffix == ".py":
             return _trial_in_python(path)
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -168,7 +170,7 @@ def _trial_in_python(path: Path) -> TrialConfig:
         names = runpy.run_path(str(path))
     except OSError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path.name} does not run: {one_line(error)}") from error
     found = {name: value for name, value in names.items() if isinstance(value, TrialConfig)}
     if len(found) != 1:

@@ -53,6 +53,9 @@ class RunOptions:
     """Share of the training rows set aside for validation where there is no val.csv."""
     broken_images: BrokenImages = "stop"
     """What to do about an image that cannot be read: stop, or skip its row."""
+    allow_outside: bool = False
+    """Let the table name images outside of its folder. Without it only what lies there, or what a
+    link there leads to, is opened."""
     cache: Path = DEFAULT_CACHE
     """Where each node keeps its decoded images."""
     workers: int = 1
@@ -89,7 +92,7 @@ class RunOptions:
                 elif field.name in _PATHS and value is not None:
                     values[field.name] = Path(value)
             return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} must hold a run's options, but: {error!r}") from error
 
     def check_kept(self, saved: RunOptions) -> None:

@@ -130,7 +130,9 @@ def _majority(saved: TuneOptions, heads: Sequence[str]) -> tuple[dict[str, float
     # The built-in data set is not drawn for this.
     data = saved.data or saved.cache.expanduser() / "demo"
     try:
-        table = read_table(data, saved.heads, saved.val_fraction, saved.classes)
+        table = read_table(
+            data, saved.heads, saved.val_fraction, saved.classes, saved.allow_outside
+        )
     except UserError as error:
         return {}, f"the data cannot be read ({error})"
     except OSError as error:
@@ -160,6 +162,8 @@ def _words(saved: TuneOptions) -> tuple[str, ...]:
         words += ["--val-fraction", str(saved.val_fraction)]
     if saved.broken_images != plain.broken_images:
         words += ["--broken-images", saved.broken_images]
+    if saved.allow_outside:
+        words.append("--allow-outside")
     if saved.workers != plain.workers:
         words += ["--workers", str(saved.workers)]
     return tuple(words)

@@ -155,7 +155,7 @@ class TrialConfig:
         Raises UserError for a name that is no field.
         """
         whole: dict[str, Any] = {}
-        for name in sorted(values, key=lambda name: "/" in name):
+        for name in sorted(values, key=lambda name: "/" in str(name)):
             check_field(name)
             field, slash, head = name.partition("/")
             value = values[name]
@@ -197,6 +197,8 @@ def check_field(name: str) -> None:
 
     A field that has a value for each head is also named with the head, `field/head`.
     """
+    if not isinstance(name, str):
+        raise UserError(f"the name of a field must be a text, but is of type {type(name).__name__}")
     field, slash, _ = name.partition("/")
     if field not in FIELDS:
         way_out = did_you_mean(field, FIELDS, f"the fields are {', '.join(FIELDS)}")

@@ -68,6 +68,8 @@ class ValidateOptions:
     """auto (a GPU if there is one), cpu, cuda, cuda:1 and so on."""
     broken_images: BrokenImages = "stop"
     """What to do about an image that cannot be read: stop, or skip its row."""
+    allow_outside: bool = False
+    """Let the table name images outside of its folder."""
     cache: Path = DEFAULT_CACHE
     """Where decoded images are kept."""
     json: bool = False
@@ -107,6 +109,7 @@ def _validate(options: ValidateOptions) -> int:
         options.cache,
         options.broken_images,
         partial(track, console),
+        options.allow_outside,
     )
     if results is None or len(folders) == 1:
         return _one(options, folders[0], scorer, results)

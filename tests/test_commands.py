@@ -26,9 +26,9 @@ from raymlc.validate import main as validate
 
 ROOT = Path(__file__).parents[1]
 RUN = {
-    "--address", "--broken-images", "--cache", "--classes", "--cpus-per-worker", "--data",
-    "--gpus-per-worker", "--heads", "--metric", "--name", "--output", "--resume", "--set",
-    "--trainer", "--val-fraction", "--verbose", "--weights", "--workers",
+    "--address", "--allow-outside", "--broken-images", "--cache", "--classes",
+    "--cpus-per-worker", "--data", "--gpus-per-worker", "--heads", "--metric", "--name", "--output",
+    "--resume", "--set", "--trainer", "--val-fraction", "--verbose", "--weights", "--workers",
 }  # fmt: skip
 TUNE = RUN | {
     "--concurrency", "--enqueue", "--epoch-budget", "--finalists", "--pruner", "--repeats",
@@ -36,7 +36,8 @@ TUNE = RUN | {
 }  # fmt: skip
 TRAIN = RUN | {"--keep", "--keep-heads", "--trial"}
 VALIDATE = {
-    "--batch-size", "--broken-images", "--cache", "--data", "--device", "--flip", "--image-size",
+    "--allow-outside", "--batch-size", "--broken-images", "--cache", "--data", "--device", "--flip",
+    "--image-size",
     "--json", "--mistakes", "--overwrite", "--results", "--sort-by", "--split",
 }  # fmt: skip
 PREDICT = {
@@ -44,7 +45,7 @@ PREDICT = {
 }  # fmt: skip
 EXPORT = {"--output", "--overwrite"}
 AVERAGE = {"--best", "--metric", "--output"}
-CHECK = {"--cache", "--classes", "--heads", "--output", "--overwrite", "--val-fraction"}
+CHECK = {"--allow-outside", "--cache", "--classes", "--heads", "--output", "--overwrite", "--val-fraction"}
 PICK = {"--all", "--weights"}
 REPORT = {"--output"}
 COMMANDS = {

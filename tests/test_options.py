@@ -35,6 +35,7 @@ FULL = TuneOptions(
     seed=5,
     val_fraction=0.3,
     broken_images="skip",
+    allow_outside=True,
     cache=Path("/some/cache"),
     workers=2,
     trainer="torch",

@@ -176,12 +176,12 @@ def test_the_words_to_train_again_are_those_of_the_data(tmp_path: Path) -> None:
     made = Made(tmp_path / "mine", 1)
     options = TuneOptions(
         data=tmp_path / "table.csv", heads=("a", "b c"), val_fraction=0.3, broken_images="skip",
-        workers=2, metric=ACCURACY,
+        allow_outside=True, workers=2, metric=ACCURACY,
     )  # fmt: skip
     options.save(made.folder / "sweep.json")
     assert read_sweep(made.folder).train == (
         "--data", str(tmp_path / "table.csv"), "--heads", "a", "b c", "--metric", ACCURACY,
-        "--val-fraction", "0.3", "--broken-images", "skip", "--workers", "2",
+        "--val-fraction", "0.3", "--broken-images", "skip", "--allow-outside", "--workers", "2",
     )  # fmt: skip
 
 

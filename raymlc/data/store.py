@@ -11,8 +11,11 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from raymlc.data.table import Split
-from raymlc.errors import UserError
+from raymlc.errors import UserError, one_line
 from raymlc.labels import Targets
 
 DEFAULT_CACHE = Path("~/.cache/raymlc")
@@ -29,6 +32,13 @@ BrokenImages = Literal["stop", "skip"]
 Progress = Callable[[Iterable[int], str, int], Iterable[int]]  # iterable, description, its length
 
 _FORMAT = 1  # of the stored pixels; raise it when `decode` gives others
+
+# What files may be, whatever they are called. Pillow knows more, and for some of them, such as EPS,
+# it starts another program.
+_KINDS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "ICO", "TGA")
+_MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # of an image as it is decoded
+_MANY_PIXELS = 2**24  # of such images one is decoded at a time, however many threads there are
+_ONE_AT_A_TIME = Lock()
 
 
 @dataclass(frozen=True)
@@ -96,26 +106,54 @@ def decode(path: Path, image_size: int) -> NDArray[np.uint8]:
     """One image file as upright RGB, squashed to (image_size, image_size, 3).
 
     Transparent pixels are laid on white; 16-bit grey keeps its upper 8 bits; EXIF turns are done.
-    Raises an error of Pillow's, which may be of any type, if the file is no whole image.
+    Raises an error of Pillow's, which may be of any type, if the file is no whole image; and for
+    more than 89 million pixels (Pillow's MAX_IMAGE_PIXELS), before memory is taken for them. Of a
+    JPEG those count that are left when it is decoded at an eighth, a quarter or half of its size.
     """
-    with Image.open(path) as file:
+    with open_image(path) as file:
         file.draft("RGB", (image_size, image_size))
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-        if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
-            rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        image = image.convert("RGB")
-        size = (image_size, image_size)
-        return np.asarray(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0))
+        pixels = file.width * file.height
+        if pixels > _MOST_PIXELS:
+            raise ValueError(
+                f"it has {file.width:,} × {file.height:,} pixels, and more than {_MOST_PIXELS:,}"
+                " are not decoded"
+            )
+        with _ONE_AT_A_TIME if pixels > _MANY_PIXELS else nullcontext():
+            return _squashed(file, image_size)
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image file of a kind that runs nothing, no pixel of which is decoded yet.
+
+    Raises an error of Pillow's, which may be of any type, if the file is none.
+    """
+    return Image.open(path, formats=_kinds())
+
+
+@cache
+def _kinds() -> tuple[str, ...]:
+    Image.init()
+    return tuple(kind for kind in _KINDS if kind in Image.OPEN)  # AVIF is not in every Pillow
+
+
+def _squashed(file: Image.Image, image_size: int) -> NDArray[np.uint8]:
+    image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    image = image.convert("RGB")
+    size = (image_size, image_size)
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0))
 
 
 def _key(split: Split, image_size: int) -> str:
     digest = hashlib.sha256(f"{_FORMAT} {image_size}".encode())
     for image in split.images:
         stat = image.stat()
-        digest.update(f"\n{image.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
+        text = f"\n{image.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        digest.update(text.encode(errors="surrogateescape"))  # a folder's name need be no text
     return digest.hexdigest()[:24]
 
 
@@ -142,7 +180,7 @@ def _build(split: Split, path: Path, shape: tuple[int, ...], progress: Progress 
         try:
             images_NHWC[place] = decode(split.images[place], shape[1])
         except Exception as error:  # Pillow's: SyntaxError, struct.error, RuntimeError and others
-            reasons[place] = f"{type(error).__name__}: {error}"
+            reasons[place] = one_line(error)
         return place
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

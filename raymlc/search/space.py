@@ -14,7 +14,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import BaseTrial
 
-from raymlc.errors import UserError, did_you_mean
+from raymlc.errors import UserError, did_you_mean, one_line
 from raymlc.trial import FIELDS, TrialConfig, check_field
 
 _SAMPLES = 30  # draws of a space before a sweep begins
@@ -33,7 +33,7 @@ class Space:
         """Ask `trial` for its parameters. Raises UserError, naming the line of a mistake."""
         try:
             config = self.function(trial)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"{self._place(error)}: {_explain(error)}") from error
         if not isinstance(config, TrialConfig):
             raise UserError(
@@ -53,7 +53,7 @@ class Space:
                 )
         return config.replace(self.fixed) if self.fixed else config
 
-    def _place(self, error: Exception) -> str:
+    def _place(self, error: BaseException) -> str:
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)
@@ -80,7 +80,7 @@ def load_space(path: Path, fixed: Mapping[str, Any]) -> Space:
     space = Space(path, lambda trial: TrialConfig(), fixed)
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), names)  # code that the user chose
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, SyntaxError) and error.filename == str(path):
             raise UserError(f"{path.name} line {error.lineno}: {error.msg}") from error
         raise UserError(f"{space._place(error)}: {_explain(error)}") from error
@@ -119,7 +119,7 @@ def check_space(space: Space) -> list[TrialConfig]:
     return configs
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException) -> str:
     unexpected = re.search(
         r"TrialConfig\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )
@@ -129,4 +129,4 @@ def _explain(error: Exception) -> str:
         return f"{name!r} is not a field of TrialConfig; {way_out}"
     if isinstance(error, RuntimeWarning):  # what `check_space` makes an error
         return "a name must keep one range; ask it once and scale the answer"
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, UserError) else one_line(error)

@@ -71,7 +71,8 @@ class Scorer:
     """Scores checkpoints on the rows of one CSV file, whose images are opened once for each size.
 
     prefix: what metrics are named after. batch_size, image_size: by default each checkpoint's own.
-    flip: as `evaluate` has it. say: is told what a person should know. The others: as `open_split`.
+    flip: as `evaluate` has it. say: is told what a person should know. allow_outside: as of
+    `read_table`. The others: as `open_split`.
     """
 
     csv: Path
@@ -84,6 +85,7 @@ class Scorer:
     cache: Path = DEFAULT_CACHE
     broken: BrokenImages = "stop"
     progress: Progress | None = None
+    allow_outside: bool = False
     _splits: dict[tuple[Labels, int], tuple[Split, ImageSplit]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -106,7 +108,7 @@ class Scorer:
     def _rows(self, checkpoint: Checkpoint) -> tuple[Split, ImageSplit]:
         key = checkpoint.labels, checkpoint.config.image_size
         if key not in self._splits:
-            split = read_split(self.csv, checkpoint.labels)
+            split = read_split(self.csv, checkpoint.labels, self.allow_outside)
             images = open_split(split, key[1], self.cache, self.broken, self.progress)
             self._splits[key] = split.take(images.places_N.tolist()), images
             if images.skipped:

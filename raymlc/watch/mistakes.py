@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from raymlc.data.store import Progress, decode
+from raymlc.data.store import Progress, decode, open_image
 from raymlc.training.scoring import Mistake, Mistakes
 
 COLUMNS = (
@@ -132,7 +132,7 @@ def _thumbnails(images: Iterable[Path], progress: Progress | None) -> dict[Path,
 
 
 def _thumbnail(path: Path) -> str:
-    with Image.open(path) as file:
+    with open_image(path) as file:
         width, height = file.size
         if file.getexif().get(_ORIENTATION) in _TURNED:
             width, height = height, width

@@ -8,9 +8,11 @@ import io
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps
 
 from raymlc.data import store
 from raymlc.data.store import ImageSplit, decode, open_split
@@ -556,3 +558,101 @@ def test_the_same_pictures_elsewhere_are_another_store(split: Split, cache: Path
     shutil.copytree(split.csv.parent, copy)
     open_split(read_table(copy).splits["train"], 8, cache)
     assert len(list(cache.glob("*.npy"))) == 2
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG in grey of any size, which is a thousandth of its pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    packer = zlib.compressobj(1)
+    row = bytes(width + 1)
+    packed = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    size = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The sizes of the images for whose pixels memory was taken."""
+    taken: list[tuple[int, int]] = []
+    prepare = ImageFile.ImageFile.load_prepare
+
+    def noting_prepare(file: ImageFile.ImageFile) -> None:
+        taken.append(file.size)
+        prepare(file)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", noting_prepare)
+    return taken
+
+
+@pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (20_000, 4_500)])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bomb_is_refused_before_memory_is_taken_for_its_pixels(
+    split: Split, cache: Path, memory: list[tuple[int, int]], width: int, height: int
+) -> None:
+    split.images[7].write_bytes(bomb(width, height))
+    assert split.images[7].stat().st_size < 2_000_000
+    with pytest.raises(UserError, match=r"in row 8: .*train07\.png: .*pixels"):
+        open_split(reopened(split), 8, cache)
+    assert set(memory) == {(10, 8)}
+
+
+def test_a_side_of_20_000_pixels_alone_is_no_bomb(tmp_path: Path) -> None:
+    (tmp_path / "long.png").write_bytes(bomb(20_000, 30))
+    assert (decode(tmp_path / "long.png", 8) == 0).all()
+
+
+def test_a_large_jpeg_is_decoded_at_an_eighth(
+    tmp_path: Path, memory: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(Image.new("RGB", (4000, 3000), RED), tmp_path / "large.jpg")
+    monkeypatch.setattr(store, "_MOST_PIXELS", 500 * 375)
+    assert decode(tmp_path / "large.jpg", 8).shape == (8, 8, 3)
+    assert memory == [(500, 375)]
+    monkeypatch.setattr(store, "_MOST_PIXELS", 500 * 375 - 1)
+    with pytest.raises(ValueError, match="it has 500 × 375 pixels"):
+        decode(tmp_path / "large.jpg", 8)
+
+
+def test_large_images_are_decoded_one_at_a_time(
+    split: Split, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_MANY_PIXELS", 79)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    at_once, most = [0], [0]
+    transpose = ImageOps.exif_transpose
+
+    def noting_transpose(image: Image.Image) -> Image.Image:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        threading.Event().wait(0.002)
+        at_once[0] -= 1
+        return transpose(image)
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", noting_transpose)
+    open_split(split, 8, cache)
+    assert most == [1]
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "WMF"])
+def test_a_file_of_a_kind_that_may_run_programs_is_no_image_whatever_its_name(
+    split: Split, cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    contents = {
+        "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) run\n%%EOF\n",
+        "PDF": b"%PDF-1.4\n",
+        "WMF": b"\xd7\xcd\xc6\x9a\x00\x00" + struct.pack("<4hH", 0, 0, 8, 8, 96) + bytes(60),
+    }
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", run)
+    split.images[7].write_bytes(contents[kind])
+    with pytest.raises(UserError, match=r"in row 8: .*cannot identify image file"):
+        open_split(reopened(split), 8, cache)

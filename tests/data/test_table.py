@@ -147,7 +147,7 @@ def test_a_table_without_rows_is_refused_by_its_file(tiny_table: Path, name: str
 )
 def test_a_file_that_is_no_table_is_refused_by_its_name(tiny_table: Path, content: bytes) -> None:
     (tiny_table / "train.csv").write_bytes(content)
-    assert refusal(tiny_table).startswith("train.csv must be a table in UTF-8 with a header line: ")
+    assert refusal(tiny_table).startswith("train.csv must be a table in UTF-8 with a header line, ")
 
 
 @pytest.mark.parametrize(("name", "row"), [("train", 1), ("train", 36), ("val", 7)])
@@ -163,7 +163,7 @@ def test_a_missing_image_is_named_with_its_row_and_file(
 
 def test_a_row_without_an_image_path_is_named(tiny_table: Path) -> None:
     edit(tiny_table / "val.csv", lambda table: table + ",flat,1,dot\n")
-    assert refusal(tiny_table).startswith("row 13 of val.csv names the image ")
+    assert refusal(tiny_table).startswith("row 13 of val.csv must name an image")
 
 
 def test_an_image_path_may_be_absolute(tiny_table: Path) -> None:
@@ -342,3 +342,94 @@ def test_a_class_list_without_a_heads_column_is_refused(tiny_table: Path) -> Non
     with pytest.raises(UserError, match=r"head .code. is not a column of all\.csv") as error:
         read_table(tiny_table, classes=listed)
     assert "did you mean 'cod'" in str(error.value)
+
+
+@pytest.fixture
+def beside(tiny_table: Path) -> Path:
+    """A folder beside the table's, with a picture."""
+    folder = tiny_table.parent / "beside"
+    folder.mkdir()
+    (tiny_table / "images/val00.png").rename(folder / "picture.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "path", ["BESIDE/picture.png", "../beside/picture.png", "images/../../beside/picture.png"]
+)
+def test_an_image_outside_of_the_tables_folder_is_refused_unless_it_is_allowed(
+    tiny_table: Path, beside: Path, path: str
+) -> None:
+    path = path.replace("BESIDE", str(beside))
+    edit(tiny_table / "val.csv", lambda table: table.replace("images/val00.png", path))
+    line = refusal(tiny_table)
+    assert line.startswith(
+        f"images must lie in the folder of their table, but row 1 of val.csv names {path}, outside"
+        f" of {tiny_table}; "
+    )
+    assert "--allow-outside" in line
+    labels = read_table(tiny_table, allow_outside=True).labels
+    with pytest.raises(UserError, match="outside of"):
+        read_split(tiny_table / "val.csv", labels)
+    allowed = read_split(tiny_table / "val.csv", labels, allow_outside=True)
+    assert allowed.images[0].samefile(beside / "picture.png")
+
+
+def test_whether_an_image_outside_is_there_is_not_told(tiny_table: Path) -> None:
+    edit(tiny_table / "val.csv", lambda table: table.replace("images/val00.png", "/nowhere.png"))
+    assert "outside of" in refusal(tiny_table)
+
+
+@pytest.mark.parametrize("path", ["images/../images/val00.png", "./images/val00.png"])
+def test_a_path_that_comes_back_into_the_folder_is_inside(tiny_table: Path, path: str) -> None:
+    edit(tiny_table / "val.csv", lambda table: table.replace("images/val00.png", path))
+    assert read_table(tiny_table).splits["val"].images[0].is_file()
+
+
+def test_what_a_link_in_the_folder_leads_to_is_inside(tiny_table: Path) -> None:
+    images = tiny_table / "images"
+    images.rename(tiny_table.parent / "elsewhere")
+    images.symlink_to(tiny_table.parent / "elsewhere")
+    for data in (tiny_table, tiny_table / ".." / "table"):
+        assert len(read_table(data).splits["val"]) == 12
+
+
+def test_a_step_up_from_a_link_is_one_up_from_where_it_leads(
+    tiny_table: Path, beside: Path
+) -> None:
+    (tiny_table / "link").symlink_to(beside / "deeper")
+    (beside / "deeper").mkdir()
+    edit(
+        tiny_table / "val.csv",
+        lambda table: table.replace("images/val00.png", "link/../picture.png"),
+    )
+    assert "outside of" in refusal(tiny_table)
+
+
+def test_a_table_below_a_linked_folder_is_read_from_there(tiny_table: Path) -> None:
+    (tiny_table.parent / "link").symlink_to(tiny_table)
+    edit(
+        tiny_table / "val.csv",
+        lambda table: table.replace("images/val00.png", f"{tiny_table}/images/val00.png"),
+    )
+    assert len(read_table(tiny_table.parent / "link").splits["val"]) == 12
+
+
+def test_a_column_without_a_name_is_refused_unless_heads_are_chosen(tiny_table: Path) -> None:
+    # As pandas writes a table with its row numbers.
+    for name in ("train", "val"):
+        lines = (tiny_table / f"{name}.csv").read_text().splitlines()
+        numbered = [f"{place or ''},{line}" for place, line in enumerate(lines)]
+        numbered[0] = f",{lines[0]}"
+        (tiny_table / f"{name}.csv").write_text("\n".join(numbered) + "\n")
+    assert refusal(tiny_table) == (
+        "train.csv must name each column, but column 1 of 5 has no name; name it, take it out, or"
+        " choose columns by --heads"
+    )
+    assert read_table(tiny_table, HEADS).labels.names == HEADS
+
+
+def test_empty_lines_are_no_rows(tiny_table: Path) -> None:
+    before = read_table(tiny_table)
+    for name in ("train", "val"):
+        edit(tiny_table / f"{name}.csv", lambda table: "\n" + table.replace("\n", "\n\n"))
+    assert read_table(tiny_table).splits["val"].rows == before.splits["val"].rows
