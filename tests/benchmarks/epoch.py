@@ -1,0 +1,129 @@
+"""An epoch from the store against one from JPEG files, as timm's training script does it.
+
+Command:   python tests/benchmarks/epoch.py --data DIR [--images N] [--repeats N] [--large]
+
+DIR is a table of photos, whose first --images training rows are taken. Both train the same network
+with crops, flips, RandAugment as `rand-m9-mstd0.5` and erasing, AdamP, EMA, channels last, batches
+of 64. The plain recipe (`peer.py`) has two threads and the best of 0, 1 and 2 loader processes,
+which is found first; raymlc has one thread and no other process. A round is an epoch of each, in
+turns, by the clock; the first is left out. --large: copies of the photos of 300 x 400, at 128.
+"""
+
+import argparse
+import csv
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from raymlc.data.batches import training_batches
+from raymlc.data.store import open_split
+from raymlc.data.table import read_table
+from raymlc.model.loss import HeadLosses
+from raymlc.training.evaluate import Workers
+from raymlc.training.state import Training
+from raymlc.training.step import Learner
+from raymlc.trial import TrialConfig
+from tests.benchmarks.input import CPU, LARGE, MEAN, STD, jpegs, processor, spread
+from tests.benchmarks.peer import Training as PlainTraining
+
+BACKBONES = ("test_efficientnet", "efficientnet_b0")
+
+
+def seconds(work: Callable[[], object], threads: int) -> float:
+    """By the clock, with so many threads."""
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def ours(data: Path, config: TrialConfig, cache: Path) -> Callable[[], object]:
+    """An epoch of raymlc's."""
+    table = read_table(data)
+    train = open_split(table.splits["train"], config.image_size, cache)
+    training = Training(config, table.labels, CPU)
+    learner = Learner(training, HeadLosses(config, table.labels, train.targets, CPU), Workers())
+    epochs = iter(range(config.epochs))
+
+    def epoch() -> None:
+        learner.begin_epoch()
+        for batch in training_batches(train, config, training.normalization, CPU, next(epochs)):
+            learner.step(batch)
+
+    return epoch
+
+
+def part(data: Path, folder: Path, images: int, size: tuple[int, int] | None) -> Path:
+    """A table of the first rows of another, its images copied, and scaled if a size is given."""
+    split = read_table(data).splits["train"].take(range(images))
+    copied = jpegs(split, folder / "images", size)
+    with (data / "train.csv").open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    place = header.index("image_path")
+    for row, path in zip(rows, copied.images, strict=False):
+        row[place] = f"images/{path.name}"
+    for name, count in {"train": images, "val": 64}.items():
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([header, *rows[:count]])
+    return folder
+
+
+def compare(data: Path, cache: Path, backbone: str, image_size: int, repeats: int) -> None:
+    """Print the images a second of both sides."""
+    config = TrialConfig(
+        backbone=backbone, pretrained=False, image_size=image_size, epochs=99,
+        randaug_ops=2, erasing_prob=0.25,
+    )  # fmt: skip
+    shared = {
+        "data": str(data), "backbone": backbone, "weights": "", "image_size": image_size,
+        "batch_size": 64, "epochs": 99, "lr": config.lr, "drop_rate": config.drop_rate,
+        "drop_path_rate": 0.0, "auto_augment": "rand-m9-mstd0.5", "re_prob": 0.25,
+    }  # fmt: skip
+    tried = {}
+    for workers in (0, 1, 2):
+        plain = PlainTraining({**shared, "loader_workers": workers})
+        plain.epoch()
+        tried[workers] = seconds(plain.epoch, threads=2)
+    best = min(tried, key=tried.__getitem__)
+    plain = PlainTraining({**shared, "loader_workers": best})
+    sides = {"ours": (ours(data, config, cache), 1), "plain": (plain.epoch, 2)}
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(1 + repeats):
+        for name in sorted(sides, reverse=bool(repeat % 2)):
+            took = seconds(*sides[name])
+            if repeat:
+                spent[name].append(took)
+    made = len(plain.batches) * config.batch_size
+    our, their = (made / statistics.median(spent[name]) for name in ("ours", "plain"))
+    ratios = [slow / fast for slow, fast in zip(spent["plain"], spent["ours"], strict=True)]
+    print(
+        f"| {backbone} | {image_size} | {our:.0f} | {their:.0f} | {best} | {spread(ratios)}"
+        f" | {repeats} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Measure both networks on the photos of one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True, help="a folder with train.csv")
+    parser.add_argument("--images", type=int, default=2000, help="training rows")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
+    parser.add_argument("--large", action="store_true", help="photos of 300 x 400, at 128 pixels")
+    options = parser.parse_args()
+    print(f"{processor()}; normalised by {MEAN}, {STD}")
+    print("| network | pixels | ours, images/s, 1 thread | plain, 2 threads | -j | ratio | n |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        size = LARGE if options.large else None
+        data = part(options.data, Path(name) / "data", options.images, size)
+        for backbone in BACKBONES:
+            compare(data, Path(name), backbone, 128 if options.large else 64, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
