@@ -20,6 +20,9 @@ class AverageOptions:
 
     Epochs of one training, or trials that began from the same pretrained weights, often predict
     better so than each alone; trainings from random weights do not.
+
+    Example:
+      python -m raymlc.average runs/winner/epochs --output averaged
     """
 
     checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional]

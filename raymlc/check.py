@@ -36,6 +36,9 @@ class CheckOptions:
 
     Pictures that stand in several splits, or in several rows with different labels; images that
     cannot be read; rows without labels; rare, unseen and nearly equal classes; columns like ids.
+
+    Example:
+      python -m raymlc.check DIR --output found.csv
     """
 
     data: Annotated[Path, tyro.conf.Positional]

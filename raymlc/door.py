@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO, TypeVar, cast
+from typing import Annotated, Any, TextIO, TypeVar, get_type_hints
 
 import tyro
+from docstring_parser import parse_from_object
 from rich.console import Console
 
 from raymlc.errors import UserError, plain
@@ -33,15 +36,65 @@ def parse(
     arguments: Sequence[str] | None,
     default: _Options | None = None,
 ) -> _Options:
-    """The options of a command line, those that it leaves out from `default` or else the class."""
-    options = tyro.cli(
-        kind,
-        prog=f"python -m raymlc.{name}",
-        args=arguments,
-        default=default,
-        config=(tyro.conf.FlagCreatePairsOff,),
+    """The options of a command line, those that it leaves out from `default` or else the class.
+
+    Where a class of options has got them from several others, each of these is a group in --help.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    script = f"raymlc-{name}"
+    # A shell completes the words of a program, and `python` is none of ours.
+    completing = any(word.startswith(("--tyro-print", "--tyro-write")) for word in given)
+    groups = [base for base in kind.__mro__ if inspect.get_annotations(base)]
+    if len(groups) == 1:
+        asked = _explained(kind, default)
+    else:
+        fields = []
+        for group in groups:
+            title, options = (
+                group.__name__.removesuffix("Options").lower(),
+                _explained(group, default),
+            )
+            fields.append((title, options, dataclasses.field(default=options())))
+        asked = dataclasses.make_dataclass(kind.__name__, fields)
+    answers = tyro.cli(
+        asked,
+        prog=script
+        if completing or Path(sys.argv[0]).name == script
+        else f"python -m raymlc.{name}",
+        description=inspect.getdoc(kind),
+        args=given,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
     )
-    return cast(_Options, options)  # None is no default of tyro's, and no answer
+    values = vars(answers)
+    if len(groups) > 1:
+        values = {name: value for group in values.values() for name, value in vars(group).items()}
+    return kind(**values)
+
+
+def _explained(kind: type, default: object | None) -> type[Any]:
+    """The options of a class as tyro shall ask for them: each text in one piece, no empty default.
+
+    default: whose values are the defaults; None takes those of the class.
+    """
+    texts = {one.arg_name: one.description or "" for one in parse_from_object(kind).params}
+    hints = get_type_hints(kind, include_extras=True)
+    fields: list[tuple[str, Any, Any]] = []
+    for field in dataclasses.fields(kind):
+        if field.name in inspect.get_annotations(kind):
+            about = tyro.conf.arg(
+                help=" ".join(texts[field.name].split()), help_behavior_hint=_default_hint
+            )
+            value = field.default if default is None else getattr(default, field.name)
+            kept = dataclasses.field(default=value)
+            fields.append((field.name, Annotated[hints[field.name], about], kept))
+    return dataclasses.make_dataclass(
+        kind.__name__, fields, frozen=True, namespace={"__doc__": kind.__doc__}
+    )
+
+
+def _default_hint(default: str) -> str:
+    # Of what is None unless given, the text says what becomes of it.
+    return "" if default in ("None", "False", "") else f"(default: {default})"
 
 
 def guarded(work: Callable[[], int], interrupted: str = "interrupted") -> int:

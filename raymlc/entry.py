@@ -51,7 +51,7 @@ def parse_options(
             f"--resume needs a run that began, but {path.parent} holds none; leave --resume out"
         )
     saved = dataclasses.replace(
-        kind.load(path), output=options.output, name=options.name, resume=False
+        kind.load(path), output=options.output, name=options.name, resume=False, quiet=False
     )
     options = parse(kind, command, arguments, saved)
     options.check_kept(saved)

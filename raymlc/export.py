@@ -21,6 +21,9 @@ class ExportOptions:
     Its input `images` is float32 of any batch size: RGB from 0 to 255, each whole image squashed to
     the trial's image_size. Each head is an output of logits by its own name. Classes and
     preprocessing are in the file's metadata. Needs: pip install 'raymlc[onnx]'.
+
+    Example:
+      python -m raymlc.export runs/NAME/trials/0007/best --output model.onnx
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]

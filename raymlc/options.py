@@ -21,8 +21,8 @@ _Options = TypeVar("_Options", bound="RunOptions")
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What sweeps and single trainings are asked alike: data, folder, workers."""
+class DataOptions:
+    """What is learnt from."""
 
     data: Path | None = None
     """Folder with train.csv, val.csv (and test.csv), or one CSV file to split: a column image_path,
@@ -32,23 +32,6 @@ class RunOptions:
     classes: Path | None = None
     """CSV with the columns of the heads, whose labels are classes even where no training row has
     them. Default: the classes are those of the training rows."""
-    metric: str = "val/accuracy"
-    """What the best is chosen by: val/accuracy, val/balanced_accuracy, val/macro_f1, val/loss or
-    another of validation's, over all heads or of one, such as val/accuracy/color. Several, with
-    commas between, are traded off: a sweep ends with their Pareto front, and a trial keeps the
-    epoch with the best mean of them."""
-    fixed: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE ...")] = ()
-    """Fields of the trial, such as backbone=efficientnet_b2 image_size=260 epochs=20; of a field
-    with a value a head, head_weights/color=2."""
-    weights: Path | None = None
-    """Pretrained weights: a file of the backbone's, or the folder of a checkpoint, whose heads are
-    kept where name and classes are the same."""
-    name: str | None = None
-    """Name of the run, which is its folder in --output. Default: the present time."""
-    output: Path = Path("runs")
-    """Where runs are kept; on a cluster, storage that every node sees."""
-    resume: bool = False
-    """Go on with the run --name, with its own options where none is given anew."""
     val_fraction: float = 0.2
     """Share of the training rows set aside for validation where there is no val.csv."""
     broken_images: BrokenImages = "stop"
@@ -58,6 +41,45 @@ class RunOptions:
     link there leads to, is opened."""
     cache: Path = DEFAULT_CACHE
     """Where each node keeps its decoded images."""
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """What is trained, and what is best."""
+
+    fixed: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="FIELD=VALUE ...")] = ()
+    """Fields of the trial, such as backbone=efficientnet_b2 image_size=260 epochs=20; of a field
+    with a value a head, head_weights/color=2."""
+    weights: Path | None = None
+    """Pretrained weights: a file of the backbone's, or the folder of a checkpoint, whose heads are
+    kept where name and classes are the same."""
+    metric: str = "val/accuracy"
+    """What the best is chosen by: val/accuracy, val/balanced_accuracy, val/macro_f1, val/loss or
+    another of validation's, over all heads or of one, such as val/accuracy/color. Several, with
+    commas between, are traded off: a sweep ends with their Pareto front, and a trial keeps the
+    epoch with the best mean of them."""
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """Where the run is kept, and what it says."""
+
+    name: str | None = None
+    """Name of the run, which is its folder in --output. Default: the present time."""
+    output: Path = Path("runs")
+    """Where runs are kept; on a cluster, storage that every node sees."""
+    resume: bool = False
+    """Go on with the run --name, with its own options where none is given anew."""
+    quiet: bool = False
+    """Say nothing but the result and errors."""
+    verbose: bool = False
+    """Show what Ray itself says."""
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What a trial runs on."""
+
     workers: int = 1
     """Processes that train one trial together; they share its batch_size, and lr stays as it is."""
     trainer: Literal["process", "torch"] = "process"
@@ -70,8 +92,80 @@ class RunOptions:
     """GPUs of each worker; a fraction shares one. Default: 1 where there are any."""
     address: str | None = None
     """Ray cluster to join ("auto" inside of one). Default: a Ray of its own on this machine."""
-    verbose: bool = False
-    """Show what Ray itself says."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How trials are found."""
+
+    space: Path | None = None
+    """Python file with space(trial) -> TrialConfig. Default: lr, drop_rate, drop_path_rate, gc. A
+    resumed sweep may get another one: its trials stay, and those that the new space could have
+    given inform the search."""
+    sampler: SamplerName | None = None
+    """How trials are proposed. rungs is raymlc's own Bayesian optimisation, which learns from
+    trials of every age, finished or not. tpe, cmaes, gp, nsga2, qmc, random are Optuna's; of trials
+    that were stopped early tpe and cmaes learn, gp and nsga2 do not, and to tpe one that waits at a
+    rung is a bad one. Default: rungs; of several metrics tpe."""
+    pruner: PrunerName | None = None
+    """When a trial is stopped early. promote: after 1/27, 1/9 and 1/3 of its own epochs it waits
+    unless it is among the best third of those that came so far, and goes on when it is later.
+    rungs: the same, but it ends there. asha: Optuna's halving, which keeps the better half after a
+    fifth of the epochs and at each doubling; Optuna's hyperband, median, wilcoxon. one-epoch: each
+    waits after its first epoch, and in the end the best tenth goes on, a baseline that is hard to
+    beat. Of several metrics asha and rungs go by non-dominated rank. Default: promote; of several
+    metrics asha."""
+    enqueue: tuple[Path, ...] = ()
+    """Trials to try before all others: JSON files, folders of checkpoints, or Python files that
+    define one TrialConfig."""
+    warm_start: Path | None = None
+    """Folder of another sweep. Its best trial that this space can give is tried first; if data and
+    metric are the same, all its finished trials that this space can give inform the search."""
+    study: str | None = None
+    """Where the study is kept: the URL of a database that Optuna takes, postgresql:// or mysql://,
+    or a journal file. A password is better given in the environment, as the whole URL in
+    RAYMLC_STUDY; it is written nowhere. Default: study.journal in the sweep's folder."""
+    seed: int = 0
+    """Of the proposals; a trial's own is its field seed."""
+
+
+@dataclass(frozen=True)
+class AmountOptions:
+    """How many trials there are, and how long."""
+
+    trials: str = "16"
+    """How many trials the sweep shall have in all, failed ones included; of a resumed sweep, +N for
+    N more than it has."""
+    concurrency: int | None = None
+    """Trials at a time. Default: as many as fit."""
+    time_budget: str | None = None
+    """Longest time of this run, such as 90m or 1h30m: then trials stop after their epoch, and
+    --resume goes on with them."""
+    epoch_budget: int | None = None
+    """Most epochs of all trials together: then trials stop after their epoch."""
+    finalists: int = 0
+    """Trials to train again when the search has ended: the best ones, each --repeats times to full
+    length under new seeds. The checkpoint to use comes from there, and an honest number."""
+    repeats: int = 5
+    """Trainings of each finalist, under seeds that all finalists share."""
+
+
+@dataclass(frozen=True)
+class TrialOptions:
+    """The one trial, and its checkpoints."""
+
+    trial: Path | None = None
+    """The trial: a JSON file, the folder of a checkpoint such as runs/NAME/trials/0007/best, or a
+    Python file that defines one TrialConfig. Default: the defaults of every field."""
+    keep: int = 1
+    """How many of the best epochs' checkpoints to keep."""
+    keep_heads: bool = False
+    """Keep for each head the checkpoint that was best for it, too."""
+
+
+@dataclass(frozen=True)
+class RunOptions(DataOptions, NetworkOptions, FolderOptions, WorkerOptions):
+    """What sweeps and single trainings are asked alike: data, folder, workers."""
 
     def save(self, path: Path) -> None:
         """Write the options as JSON."""
@@ -108,56 +202,15 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class TuneOptions(RunOptions):
+class TuneOptions(RunOptions, SearchOptions, AmountOptions):
     """Search hyperparameters of one network with a head for each attribute of your images.
 
     Without any option it draws a small data set and runs a real sweep on it in a few minutes.
-    """
 
-    space: Path | None = None
-    """Python file with space(trial) -> TrialConfig. Default: lr, drop_rate, drop_path_rate, gc. A
-    resumed sweep may get another one: its trials stay, and those that the new space could have
-    given inform the search."""
-    study: str | None = None
-    """Where the study is kept: the URL of a database that Optuna takes, postgresql:// or mysql://,
-    or a journal file. A password is better given in the environment, as the whole URL in
-    RAYMLC_STUDY; it is written nowhere. Default: study.journal in the sweep's folder."""
-    trials: str = "16"
-    """How many trials the sweep shall have in all, failed ones included; of a resumed sweep, +N for
-    N more than it has."""
-    time_budget: str | None = None
-    """Longest time of this run, such as 90m or 1h30m: then trials stop after their epoch, and
-    --resume goes on with them."""
-    epoch_budget: int | None = None
-    """Most epochs of all trials together: then trials stop after their epoch."""
-    enqueue: tuple[Path, ...] = ()
-    """Trials to try before all others: JSON files, folders of checkpoints, or Python files that
-    define one TrialConfig."""
-    warm_start: Path | None = None
-    """Folder of another sweep. Its best trial that this space can give is tried first; if data and
-    metric are the same, all its finished trials that this space can give inform the search."""
-    sampler: SamplerName | None = None
-    """How trials are proposed. rungs is raymlc's own Bayesian optimisation, which learns from
-    trials of every age, finished or not. tpe, cmaes, gp, nsga2, qmc, random are Optuna's; of trials
-    that were stopped early tpe and cmaes learn, gp and nsga2 do not, and to tpe one that waits at a
-    rung is a bad one. Default: rungs; of several metrics tpe."""
-    pruner: PrunerName | None = None
-    """When a trial is stopped early. promote: after 1/27, 1/9 and 1/3 of its own epochs it waits
-    unless it is among the best third of those that came so far, and goes on when it is later.
-    rungs: the same, but it ends there. asha: Optuna's halving, which keeps the better half after a
-    fifth of the epochs and at each doubling; Optuna's hyperband, median, wilcoxon. one-epoch: each
-    waits after its first epoch, and in the end the best tenth goes on, a baseline that is hard to
-    beat. Of several metrics asha and rungs go by non-dominated rank. Default: promote; of several
-    metrics asha."""
-    finalists: int = 0
-    """Trials to train again when the search has ended: the best ones, each --repeats times to full
-    length under new seeds. The checkpoint to use comes from there, and an honest number."""
-    repeats: int = 5
-    """Trainings of each finalist, under seeds that all finalists share."""
-    seed: int = 0
-    """Of the proposals; a trial's own is its field seed."""
-    concurrency: int | None = None
-    """Trials at a time. Default: as many as fit."""
+    Examples:
+      python -m raymlc.tune --data DIR --trials 32 --set backbone=efficientnet_b2 epochs=20
+      python -m raymlc.tune --name NAME --resume --trials +20
+    """
 
     def save(self, path: Path) -> None:
         """Write the options as JSON, but for the password of a database."""
@@ -172,19 +225,15 @@ class TuneOptions(RunOptions):
 
 
 @dataclass(frozen=True)
-class TrainOptions(RunOptions):
+class TrainOptions(RunOptions, TrialOptions):
     """Train one network with a head for each attribute of your images.
 
     Without any option it draws a small data set and trains on it in a minute.
-    """
 
-    trial: Path | None = None
-    """The trial: a JSON file, the folder of a checkpoint such as runs/NAME/trials/0007/best, or a
-    Python file that defines one TrialConfig. Default: the defaults of every field."""
-    keep: int = 1
-    """How many of the best epochs' checkpoints to keep."""
-    keep_heads: bool = False
-    """Keep for each head the checkpoint that was best for it, too."""
+    Examples:
+      python -m raymlc.train --data DIR --set backbone=efficientnet_b0 epochs=10
+      python -m raymlc.train --data DIR --trial runs/NAME/trials/0007/best --set epochs=40
+    """
 
 
 _PATHS = (

@@ -33,6 +33,9 @@ class PickOptions:
     Whatever the sweep went by, any metrics of its checkpoints may be weighed against each other.
     Trials on their Pareto front are shown, those that no other beats in one metric without being
     worse in another; the best by your weights is first.
+
+    Example:
+      python -m raymlc.pick runs/NAME --weights gender=2 article=1
     """
 
     sweep: Annotated[Path, tyro.conf.Positional]

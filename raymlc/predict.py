@@ -26,7 +26,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Say of images which class each head sees, and how probable it is, as CSV."""
+    """Say of images which class each head sees, and how probable it is, as CSV.
+
+    Examples:
+      python -m raymlc.predict runs/NAME/trials/0007/best photos/ --output labels.csv
+      python -m raymlc.predict runs/NAME/trials/0007/best shirt.jpg --top 3
+    """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """Folder of a checkpoint, such as runs/NAME/trials/0007/best."""

@@ -37,6 +37,9 @@ class ReportOptions:
     """Write what a sweep has found as one HTML page, which needs no network and no server.
 
     It can be written at any time, also while the sweep runs; it changes nothing of the sweep.
+
+    Example:
+      python -m raymlc.report runs/NAME --output sweep.html
     """
 
     sweep: Annotated[Path, tyro.conf.Positional]

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from raymlc.cluster.environment import prepare_environment
-from raymlc.door import check_at_least_1, guarded, plain_console
+from raymlc.door import check_at_least_1, guarded
 from raymlc.entry import (
     INTERRUPTED,
     TRIAL_FILE,
@@ -24,6 +24,7 @@ from raymlc.errors import UserError
 from raymlc.model.backbones import check_backbone_name
 from raymlc.options import TrainOptions
 from raymlc.trial import TrialConfig
+from raymlc.watch.terminal import quiet_console, run_console
 
 OPTIONS_FILE = "train.json"  # in the training's folder
 _DEMO = TrialConfig(
@@ -41,13 +42,14 @@ def _command(arguments: Sequence[str]) -> int:
     options = parse_options(TrainOptions, arguments, "train", OPTIONS_FILE)
     check_at_least_1(keep=options.keep)
     with claimed_folder(options, (OPTIONS_FILE, "sweep.json")) as folder:
-        return _train(options, folder, plain_console())
+        return _train(options, folder, run_console())
 
 
 def _train(options: TrainOptions, folder: Path, console: Console) -> int:
     config = _trial_of(options, folder)
     check_backbone_name(config.backbone)
-    table = read_data(options, console)
+    said = quiet_console(console, options.quiet)
+    table = read_data(options, said)
     config.check_heads(table.labels.names)
     prepare_environment(own_ray=options.address is None)
     # torch and timm take seconds to import: only once the words are known to be right.
@@ -58,7 +60,7 @@ def _train(options: TrainOptions, folder: Path, console: Console) -> int:
     check_metric_of(options.metric, table.labels)
     for head in table.labels.heads:
         loss_of(config, head)
-    steps, seen = check_trial(options, folder, config, table, console)
+    steps, seen = check_trial(options, folder, config, table, said)
 
     if not options.resume:
         text = json.dumps(config.to_dict(), indent=1)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from raymlc.begin import OPTIONS_FILE, SPACE_FILE, STUDY_VARIABLE, keep_space, open_book
 from raymlc.cluster.environment import prepare_environment
-from raymlc.door import check_at_least_1, guarded, plain_console
+from raymlc.door import check_at_least_1, guarded
 from raymlc.entry import (
     INTERRUPTED,
     check_words,
@@ -32,6 +32,7 @@ from raymlc.search.place import check_storage, resolve
 from raymlc.search.rows import keep_rows
 from raymlc.search.space import Space, built_in, check_space, load_space
 from raymlc.trial import TrialConfig
+from raymlc.watch.terminal import quiet_console, run_console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,13 +52,14 @@ def _command(arguments: Sequence[str]) -> int:
     check_objectives(count, sampler, pruner)
     options = dataclasses.replace(options, study=study, sampler=sampler, pruner=pruner)
     with claimed_folder(options, (OPTIONS_FILE, "train.json")) as folder:
-        return _tune(options, folder, plain_console())
+        return _tune(options, folder, run_console())
 
 
 def _tune(options: TuneOptions, folder: Path, console: Console) -> int:
     _check_numbers(options)
     space, configs = _check_space(options, folder)
-    table = read_data(options, console)
+    said = quiet_console(console, options.quiet)
+    table = read_data(options, said)
     for config in configs:
         config.check_heads(table.labels.names)
 
@@ -72,9 +74,9 @@ def _tune(options: TuneOptions, folder: Path, console: Console) -> int:
         for head in table.labels.heads:
             loss_of(config, head)
 
-    check_trials(options, configs, table, console)
+    check_trials(options, configs, table, said)
     keep_space(space, folder)
-    book, lasting = open_book(options, folder, space, configs, console)
+    book, lasting = open_book(options, folder, space, configs, said)
     keep_rows(book.study, table)
     lasting.save(folder / OPTIONS_FILE)
     return launch(options, folder, book, table, console)

@@ -39,6 +39,11 @@ class ValidateOptions:
     """Measure checkpoints on a split of a table, head by head.
 
     Of one checkpoint a table is printed; several are compared, and written as CSV, best first.
+
+    Examples:
+      python -m raymlc.validate runs/NAME/trials/0007/best --data DIR --split test
+      python -m raymlc.validate runs/NAME/trials --data DIR --results compared.csv
+      python -m raymlc.validate runs/NAME/trials/0007/best --data DIR --mistakes look
     """
 
     checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional]

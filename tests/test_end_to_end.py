@@ -173,8 +173,9 @@ def test_a_killed_sweep_goes_on_without_running_a_finished_trial_twice(
             assert len(steps) == 6
         assert not (folder / "trials" / f"{trial.number:04}" / "last" / "training.pt").exists()
 
-    # More trials of a finished sweep, by the same name.
-    run("--output", tmp_path, "--name", "killed", "--resume", "--trials", "7")
+    # More trials of a finished sweep, by the same name, which says nothing but how it ended.
+    said = run("--output", tmp_path, "--name", "killed", "--resume", "--trials", "7", "--quiet")
+    assert said.startswith("trials by val/accuracy;")
     assert len(trials_of(folder)) == 7
     assert {number: finished(folder)[number] for number in after} == after
 

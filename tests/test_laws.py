@@ -534,7 +534,7 @@ def test_what_the_package_imports_is_declared() -> None:
             for package in {name.partition(".")[0] for name in names}:
                 if package in sys.stdlib_module_names or package == "raymlc":
                     continue
-                package = {"PIL": "pillow"}.get(package, package)
+                package = {"PIL": "pillow"}.get(package, package).replace("_", "-")
                 # What only some commands import, they import late and may be an extra.
                 assert package in (plain if node in tree.body else all_), f"{path}: {package}"
                 seen.add(package)

@@ -44,6 +44,7 @@ FULL = TuneOptions(
     concurrency=3,
     address="auto",
     verbose=True,
+    quiet=True,
 )
 
 

@@ -28,9 +28,11 @@ from raymlc.optim.build import build_optimizer
 from raymlc.options import TuneOptions, lasting
 from raymlc.search.finals import FinalsBook
 from raymlc.search.study import StudyBook
+from raymlc.training.metrics import majority_accuracy
 from raymlc.trial import TrialConfig
 from raymlc.watch.conclusion import conclude, say_how_to_go_on
 from raymlc.watch.recorder import Recorder, terminable
+from raymlc.watch.terminal import quiet_console
 
 
 def check_trials(
@@ -87,9 +89,10 @@ def launch(
     """
     job = Job(table, folder, lasting(options.cache), options.broken_images, options.metric)
     asked = _asked(options)
-    console.print(f"the sweep is kept in {folder}", highlight=False, soft_wrap=True)
+    said = quiet_console(console, options.quiet)
+    said.print(f"the sweep is kept in {folder}", highlight=False, soft_wrap=True)
     try:
-        _train(options, asked, job, book, console)
+        _train(options, asked, job, book, said)
         return conclude(book, table, folder, folder / FINALS, console)
     except KeyboardInterrupt:
         say_how_to_go_on(book, folder, console)
@@ -112,12 +115,20 @@ def _train(
             f" ({placement.cpus:g} CPU, {placement.gpus:g} GPU)",
             highlight=False,
         )
-        recorder = Recorder(book, folder, heads, book.trials, console)
+        splits = job.table.splits
+        majority = majority_accuracy(
+            job.table.labels, splits["train"].targets, splits["val"].targets
+        )
+        recorder = Recorder(
+            book, folder, heads, book.trials, console, majority=majority, budget=book.budget
+        )
         _run(recorder, job, placement, concurrency)
         if options.finalists:
             finals = FinalsBook(book.study, options.metric, options.finalists, options.repeats)
             console.print(f"{finals.total} finals, with numbers of their own", highlight=False)
-            recorder = Recorder(finals, folder / FINALS, heads, finals.total, console, "final")
+            recorder = Recorder(
+                finals, folder / FINALS, heads, finals.total, console, "final", majority
+            )
             job = replace(job, folder=folder / FINALS)
             _run(recorder, job, placement, concurrency)
 

@@ -30,6 +30,7 @@ from raymlc.training.state import normalization_of
 from raymlc.trial import TrialConfig
 from raymlc.watch.recorder import terminable
 from raymlc.watch.tensorboard import EventFile
+from raymlc.watch.terminal import quiet_console
 from raymlc.watch.training import TrainingLines, table_of_heads
 
 # Ray takes seconds to import, and a training in its own process needs none: functions import it.
@@ -95,11 +96,12 @@ def train_trial(
     Raises UserError for a Ray that cannot be had.
     """
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
-    for line in start_lines(config.weights, table.labels):
-        say(line)
-    say(f"the training is kept in {folder}")
+    said = quiet_console(console, options.quiet)
+    news = [*start_lines(config.weights, table.labels), f"the training is kept in {folder}"]
+    for line in news:
+        said.print(line, highlight=False, soft_wrap=True, markup=False)
     lines = TrainingLines(
-        console,
+        said,
         options.metric,
         table.labels.names,
         steps * config.batch_size,
@@ -118,7 +120,7 @@ def train_trial(
     events.images("train/images", seen)
     failure = ""
     try:
-        with terminable(), closing(_epochs(options, job, config, lines, console)) as epochs:
+        with terminable(), closing(_epochs(options, job, config, lines, said)) as epochs:
             for metrics in epochs:
                 events.epoch(metrics)
                 lines.epoch(metrics)

@@ -40,7 +40,8 @@ def fit(
     "train/loss/HEAD", "images_per_second" (of training, over all workers) and `evaluate`'s under
     "val" for the deployed weights; with a moving average, those of the raw weights under "val_raw".
     Where a trial has them, "train/weight/HEAD" (learnt weights of the heads' losses) and
-    "micro_batch_size". Every worker yields the same dict.
+    "micro_batch_size"; on a GPU "gpu_memory_gib", the most that this worker's tensors took in the
+    epoch's training. Every worker yields the same dict otherwise.
     progress: passes on an epoch's batches, which lets it show how far the epoch is.
     While the caller holds a dict, `training` is in the state it describes: that is when to save.
     Raises Diverged, with the epoch and the heads, if the epoch's loss was not finite; UserError if
@@ -53,6 +54,8 @@ def fit(
     learner = Learner(training, losses, workers)
     while training.epoch < config.epochs:
         learner.begin_epoch()
+        if training.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(training.device)
         _seed(config.seed, training.epoch, workers.rank)
         started = time.perf_counter()
         metrics = _train_epoch(learner, train, progress)
@@ -65,6 +68,9 @@ def fit(
             "images": float(training.epoch * steps * config.batch_size),
             "images_per_second": steps * config.batch_size / seconds,
         }
+        if training.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(training.device)
+            metrics["gpu_memory_gib"] = peak / 2**30
         if training.micro_batch_size:
             metrics["micro_batch_size"] = float(training.micro_batch_size)
         yield metrics | _validate(training, val, workers)

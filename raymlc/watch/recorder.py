@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -14,12 +15,14 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from raymlc.errors import UserError
+from raymlc.search.budget import Budget
 from raymlc.search.study import Assignment, Row
 from raymlc.training.checkpoint import discard_state, read_score
 from raymlc.training.run import BEST, LAST
 from raymlc.watch.log import EVENTS, EventLog
-from raymlc.watch.progress import ENDED, Lines
+from raymlc.watch.standing import ENDED, Standing
 from raymlc.watch.tensorboard import EventFile
+from raymlc.watch.view import Lines
 
 
 def trial_folder(folder: Path, number: int) -> Path:
@@ -96,6 +99,7 @@ class Recorder:
     """One sweep as whoever runs its trials sees it: the next trial, an epoch, an end.
 
     folder: of the sweep. heads: whose accuracies are said aloud. noun: what a trial is called.
+    majority: what the most common answer gets in each head. budget: that the book has.
     """
 
     def __init__(
@@ -106,13 +110,15 @@ class Recorder:
         trials: int,
         console: Console,
         noun: str = "trial",
+        majority: Mapping[str, float] | None = None,
+        budget: Budget = Budget(),
     ) -> None:
         self.book = book
         self._folder = folder
-        self._heads = heads
         self._events: dict[int, EventFile] = {}  # of the trials that run
         self._spent = False
-        ended = [row for row in book.rows() if row.state in ENDED]
+        rows = book.rows()
+        ended = [row for row in rows if row.state in ENDED]
         self._log = EventLog(folder / EVENTS)
         begins = "sweep_resumed" if self._log.begun else "sweep_begun"
         self._log.write(
@@ -121,7 +127,8 @@ class Recorder:
         for row in ended:
             if row.number not in self._log.ended:  # its process was killed before it could say so
                 self._log_end(row)
-        self._lines = Lines(console, book.metric, trials, len(ended), noun)
+        least = {head: (majority or {}).get(head, math.nan) for head in heads}
+        self._lines = Lines(console, Standing(book.metric, trials, least, rows, budget, noun))
 
     def folder_of(self, number: int) -> Path:
         """Where a trial keeps its checkpoints, and its events."""
@@ -181,10 +188,10 @@ class Recorder:
             discard_state(folder / LAST)
             self._events_of(number).end(row.params, stored)
         del self._events[number]
-        self._lines.end(row, self._heads, rows[0])
+        self._lines.end(row)
 
     def close(self) -> None:
-        """Close the event files and take the bar away; trials that waited have ended."""
+        """Close the event files and take the view away; trials that waited have ended."""
         for events in self._events.values():
             events.close()
         ended = self.book.close()

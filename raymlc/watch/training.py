@@ -23,6 +23,7 @@ from rich.text import Text
 from raymlc.data.batches import Batch
 from raymlc.metric import objectives, score_of
 from raymlc.watch.progress import brief
+from raymlc.watch.standing import duration
 
 
 class _Speed(ProgressColumn):
@@ -63,7 +64,7 @@ class TrainingLines:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console.is_interactive,
         )
         self._task = self._bar.add_task(
             self._title(done + 1), total=images * epochs, completed=images * done
@@ -130,12 +131,3 @@ def table_of_heads(
     table.add_section()
     table.add_row("mean", *(brief(metrics[kind]) for kind in kinds), "")
     return table
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them, such as "3 min 20 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
