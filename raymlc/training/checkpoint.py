@@ -27,6 +27,7 @@ from raymlc.errors import UserError, one_line
 from raymlc.labels import Labels
 from raymlc.model.network import Network, build_network
 from raymlc.model.start import LABELS, WEIGHTS
+from raymlc.training.calibration import Calibration, read_calibration
 from raymlc.training.files import (
     ABOUT,
     CONFUSION,
@@ -71,6 +72,8 @@ class Checkpoint:
 
     metrics: of the epoch it is from, measured with these very weights; none where they were never
     scored. confusion: what `Counts.confusion` said of that epoch. origin: which weights they are.
+    sha256: the digest of the weights' file. calibration: how logits become probabilities, where
+    somebody has fitted that.
     """
 
     network: Network
@@ -80,6 +83,8 @@ class Checkpoint:
     metrics: dict[str, float]
     confusion: dict[str, Any]
     origin: Origin
+    sha256: str
+    calibration: Calibration | None
 
 
 @contextmanager
@@ -146,18 +151,21 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if found is None or not (found / WEIGHTS).is_file():
         raise UserError(f"a checkpoint is a folder that holds {WEIGHTS}, but {folder} does not")
     with _said_of(f"checkpoint {found}"):
-        origin = read_about(found)
+        origin, sha256 = read_about(found)
         config = TrialConfig.from_dict(read_object(found / TRIAL))
         labels = read_labels(found / LABELS)
         normalization = read_preprocessing(found / PREPROCESSING, config)
         metrics = metrics_of(read(found / METRICS), METRICS)
         confusion = read_object(found / CONFUSION)
+        calibration = read_calibration(found, labels, sha256)
         weights = load_file(found / WEIGHTS)
         check_heads(weights, labels)
         network = build_network(config, labels, fetch=False)
         check_fit(weights, network)
         network.load_state_dict(weights)
-    return Checkpoint(network, config, labels, normalization, metrics, confusion, origin)
+    return Checkpoint(
+        network, config, labels, normalization, metrics, confusion, origin, sha256, calibration
+    )
 
 
 def save_last(folder: Path, training: Training, history: list[dict[str, float]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from raymlc.data.batches import Normalization, evaluation_batches
+from raymlc.data.batches import Batch, Normalization, evaluation_batches
 from raymlc.data.store import ImageSplit
 from raymlc.errors import UserError
 from raymlc.labels import Labels
@@ -86,12 +86,48 @@ def evaluate(
 ) -> Counts:
     """What the model says over every row of `data`, counted; alike on every worker.
 
+    The parameters, and the mode that the model is left in, are those of `seen_batches`.
+    """
+    counts = Counts(labels, data.targets, device, workers.rank, workers.size)
+    for logits, batch in seen_batches(
+        model,
+        data,
+        normalization,
+        device,
+        batch_size=batch_size,
+        precision=precision,
+        eval_crop=eval_crop,
+        interpolation=interpolation,
+        flip=flip,
+        workers=workers,
+    ):
+        counts.add(logits, batch.targets)
+    for tensor in counts.tensors():
+        workers.sum_(tensor)
+    return counts
+
+
+@torch.no_grad()
+def seen_batches(
+    model: nn.Module,
+    data: ImageSplit,
+    normalization: Normalization,
+    device: torch.device,
+    *,
+    batch_size: int,
+    precision: str = "auto",
+    eval_crop: float = 1.0,
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    flip: bool = False,
+    workers: Workers = Workers(),
+) -> Iterator[tuple[dict[str, Tensor], Batch]]:
+    """The logits of every row of `data` that is this worker's, (B, K) a head, with their batch.
+
     batch_size: images a batch of one worker. The model is left in evaluation mode.
     eval_crop, interpolation: the part of an image that is seen, as `evaluation_batches` has them.
     flip: predict by the mean of the logits of an image and of its mirror image.
     """
     model.eval()
-    counts = Counts(labels, data.targets, device, workers.rank, workers.size)
     dtype = autocast_dtype(precision, device)
     batches = evaluation_batches(
         data,
@@ -106,7 +142,4 @@ def evaluate(
     for batch in batches:
         with autocast(dtype, device):
             logits = seen_logits(model, batch.images_BCHW, flip)
-        counts.add(logits, batch.targets)
-    for tensor in counts.tensors():
-        workers.sum_(tensor)
-    return counts
+        yield logits, batch

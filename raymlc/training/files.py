@@ -7,8 +7,10 @@ about it is said in one line before anything is built from it.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -50,8 +52,8 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_about(folder: Path) -> Origin:
-    """Which weights a checkpoint holds.
+def read_about(folder: Path) -> tuple[Origin, str]:
+    """Which weights a checkpoint holds, and the digest of their file.
 
     Raises UserError for a format that this raymlc does not read, and for weights that have changed.
     """
@@ -73,7 +75,7 @@ def read_about(folder: Path) -> Origin:
             f"{WEIGHTS} is not as it was written (its SHA-256 is another than in {ABOUT}); copy it"
             " anew"
         )
-    return origin
+    return origin, about["sha256"]
 
 
 def read_labels(path: Path) -> Labels:
@@ -130,6 +132,14 @@ def metrics_of(values: Any, source: str) -> dict[str, float]:
     return metrics
 
 
+def version() -> str:
+    """Which raymlc this is."""
+    try:
+        return importlib.metadata.version("raymlc")
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        return "unknown"
+
+
 def check_heads(weights: Mapping[str, Tensor], labels: Labels) -> None:
     """Raises UserError unless the weights have each head's number of classes.
 
@@ -164,7 +174,25 @@ def check_fit(weights: Mapping[str, Tensor], network: nn.Module) -> None:
 
 def write(path: Path, value: Any) -> None:
     """Write a value as JSON."""
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    path.write_text(to_json(value), encoding="utf-8")
+
+
+def to_json(value: Any) -> str:
+    """A value as the JSON of a checkpoint's files."""
+    return json.dumps(value, indent=1) + "\n"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file beside its place and then rename it, so that no reader sees a part of it.
+
+    Raises OSError for one that cannot be written, and leaves what was there.
+    """
+    filling = path.with_name(f".{path.name}.filling")
+    try:
+        filling.write_text(text, encoding="utf-8")
+        os.replace(filling, path)
+    finally:
+        filling.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Any:

@@ -6,7 +6,6 @@ Shapes: B images, any number of them; C = 3 channels, H and W pixels, K classes 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -23,7 +22,7 @@ from torch.nn import functional
 from raymlc.errors import UserError, one_line
 from raymlc.labels import Labels
 from raymlc.training.checkpoint import Checkpoint
-from raymlc.training.files import preprocessing
+from raymlc.training.files import preprocessing, version
 from raymlc.training.prediction import Predictor
 
 if TYPE_CHECKING:
@@ -192,7 +191,7 @@ def _describe(model: ModelProto, checkpoint: Checkpoint) -> None:
         "labels": checkpoint.labels.to_dict(),
         "preprocessing": preprocessing(checkpoint.normalization, checkpoint.config),
         "trial": checkpoint.config.to_dict(),
-        "raymlc": _version(),
+        "raymlc": version(),
     }
     set_model_props(model, {name: json.dumps(value) for name, value in described.items()})
     model.doc_string = "Outputs are logits; see the metadata 'heads' for their classes."
@@ -233,10 +232,3 @@ def _differences(path: Path, checkpoint: Checkpoint, outputs: Sequence[str]) -> 
             f" {one_line(error)}"
         ) from error
     return largest
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("raymlc")
-    except importlib.metadata.PackageNotFoundError:  # run from its sources
-        return "unknown"

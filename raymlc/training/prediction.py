@@ -25,6 +25,7 @@ from raymlc.data.batches import evaluation_images
 from raymlc.data.store import decode
 from raymlc.errors import UserError, one_line
 from raymlc.labels import SEPARATOR, Head, Labels
+from raymlc.training.calibration import Calibration, probabilities, thresholds
 from raymlc.training.checkpoint import Checkpoint, load_checkpoint
 from raymlc.training.evaluate import autocast, autocast_dtype, seen_logits
 from raymlc.training.inference import BatchSize, choose_device, placed, precision_on
@@ -42,7 +43,8 @@ class Answer:
     """What the network says of one image for one head.
 
     classes: the most likely class of a single-label head; those of a multi-hot head that are more
-    likely than not, in the order of the head's. probabilities: of every class of the head.
+    likely than its calibration's thresholds, or than not where it has none, in the order of the
+    head's. probabilities: of every class of the head, calibrated where the checkpoint is.
     """
 
     classes: tuple[str, ...]
@@ -60,17 +62,19 @@ def load_predictor(
     batch_size: int | None = None,
     flip: bool = False,
     say: Callable[[str], None] = print,
+    raw: bool = False,
 ) -> Predictor:
-    """A checkpoint that is ready to be asked:
+    """A checkpoint that is ready to be asked; `raymlc.load` is the same:
 
-        predictor = load_predictor("runs/NAME/trials/0005/best")
-        for answers in predictor(["a.jpg", "b.png"]):
+        model = load("runs/NAME/trials/0005/best")
+        for answers in model(["a.jpg", "b.png"]):
             print({head: answer.label for head, answer in answers.items()})
 
     device: as torch names it; "auto" is the first GPU, if there is any. Others: as `Predictor`.
     Raises UserError for a checkpoint or a device that cannot be used.
     """
-    return Predictor(load_checkpoint(Path(folder)), choose_device(device), batch_size, flip, say)
+    checkpoint = load_checkpoint(Path(folder))
+    return Predictor(checkpoint, choose_device(device), batch_size, flip, say, raw)
 
 
 class Predictor:
@@ -78,7 +82,8 @@ class Predictor:
 
     batch_size: images at a time; by default the trial's own. It is halved as often as the device's
     memory does not suffice, which `say` is told. flip: predict by the mean of the logits of an
-    image and of its mirror image.
+    image and of its mirror image. raw: leave a calibration that the checkpoint has unused, so that
+    probabilities are the network's own and thresholds 0.5.
     """
 
     def __init__(
@@ -88,9 +93,11 @@ class Predictor:
         batch_size: int | None = None,
         flip: bool = False,
         say: Callable[[str], None] = print,
+        raw: bool = False,
     ) -> None:
         self.checkpoint = placed(checkpoint, device)
         self.labels = checkpoint.labels
+        self.calibration = None if raw else checkpoint.calibration
         self.image_size = checkpoint.config.image_size
         self.batch_size = BatchSize(batch_size or checkpoint.config.batch_size, say)
         self._device = device
@@ -138,9 +145,7 @@ class Predictor:
         """
         logits = self.logits(pixels_NCHW)
         return {
-            head.name: (
-                logits[head.name].sigmoid() if head.multi_hot else logits[head.name].softmax(1)
-            ).numpy()
+            head.name: probabilities(head, logits[head.name], self.calibration).numpy()
             for head in self.labels.heads
         }
 
@@ -193,24 +198,28 @@ class Predictor:
         rows = zip(*(probabilities[head.name] for head in heads), strict=True)
         return [
             {
-                head.name: answer_of(head, values_K)
+                head.name: answer_of(head, values_K, self.calibration)
                 for head, values_K in zip(heads, row, strict=True)
             }
             for row in rows
         ]
 
 
-def said_of(head: Head, probabilities_K: NDArray[np.float32]) -> list[int]:
+def said_of(
+    head: Head, probabilities_K: NDArray[np.float32], by: Calibration | None = None
+) -> list[int]:
     """The numbers of the classes that a head says, as `Answer.classes` has them."""
     if head.multi_hot:
-        return [int(number) for number in np.flatnonzero(probabilities_K > 0.5)]
+        return [int(number) for number in np.flatnonzero(probabilities_K > thresholds(head, by))]
     return [int(probabilities_K.argmax())]
 
 
-def answer_of(head: Head, probabilities_K: NDArray[np.float32]) -> Answer:
-    """The answer of one head for one image."""
+def answer_of(
+    head: Head, probabilities_K: NDArray[np.float32], by: Calibration | None = None
+) -> Answer:
+    """The answer of one head for one image. by: what made its probabilities, with thresholds."""
     return Answer(
-        tuple(head.classes[number] for number in said_of(head, probabilities_K)),
+        tuple(head.classes[number] for number in said_of(head, probabilities_K, by)),
         dict(zip(head.classes, probabilities_K.tolist(), strict=True)),
     )
 
@@ -234,19 +243,21 @@ def columns(labels: Labels, top: int = 0) -> list[str]:
     return named
 
 
-def cells(labels: Labels, probabilities: Probabilities, top: int = 0) -> list[str]:
+def cells(
+    labels: Labels, said: Probabilities, top: int = 0, by: Calibration | None = None
+) -> list[str]:
     """What is predicted of one image, (K,) of each head, as text that tables can hold.
 
     The label as a table has it, so that predictions can be trained on; the probability of each of
     its classes, with `|` between those of a multi-hot head; for top above 0 the most likely classes
-    and their probabilities, best first, as a JSON object.
+    and their probabilities, best first, as a JSON object. by: as `answer_of` has it.
     """
     texts = []
     for head in labels.heads:
-        values_K = probabilities[head.name]
-        said = said_of(head, values_K)
-        texts.append(SEPARATOR.join(head.classes[number] for number in said) or SEPARATOR)
-        texts.append(SEPARATOR.join(f"{values_K[number]:.6g}" for number in said))
+        values_K = said[head.name]
+        numbers = said_of(head, values_K, by)
+        texts.append(SEPARATOR.join(head.classes[number] for number in numbers) or SEPARATOR)
+        texts.append(SEPARATOR.join(f"{values_K[number]:.6g}" for number in numbers))
         if top:
             best = np.argsort(-values_K, kind="stable")[:top].tolist()
             shares = {head.classes[number]: float(f"{values_K[number]:.6g}") for number in best}
@@ -257,7 +268,7 @@ def cells(labels: Labels, probabilities: Probabilities, top: int = 0) -> list[st
 def _pixels(picture: Picture, image_size: int) -> NDArray[np.uint8] | str:
     """A picture as `decode` gives it, or why it cannot be read."""
     try:
-        return decode(_file_of(picture), image_size)  # type: ignore[arg-type]
+        return decode(_file_of(picture), image_size)
     except Exception as error:  # Pillow's: SyntaxError, struct.error, RuntimeError and others
         return one_line(error)
 

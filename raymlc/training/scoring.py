@@ -1,14 +1,14 @@
 """The metrics of checkpoints on one split of a table, at whatever size and on whatever device.
 
-And the labels that a checkpoint disagrees with. Shapes: B images of a batch, K classes of a head, C
-classes with those that only the split has, M labels disagreed with.
+And the labels that a checkpoint disagrees with, and its calibration. Shapes: N rows, B images of a
+batch, K classes of a head, C classes with those that only the split has, M labels disagreed with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raymlc.data.batches import evaluation_batches
 from raymlc.data.duplicates import path_of
 from raymlc.data.store import DEFAULT_CACHE, BrokenImages, ImageSplit, Progress, open_split
 from raymlc.data.table import Split, choose_heads, read_header, read_split
@@ -24,10 +23,13 @@ from raymlc.errors import UserError, did_you_mean
 from raymlc.labels import MISSING, Head, Labels
 from raymlc.metric import metric_names
 from raymlc.model.start import LABELS
+from raymlc.training.calibration import Calibration, fit_calibration
 from raymlc.training.checkpoint import Checkpoint, find
-from raymlc.training.evaluate import autocast, autocast_dtype, evaluate, seen_logits
+from raymlc.training.evaluate import evaluate, seen_batches
 from raymlc.training.files import read_labels
 from raymlc.training.inference import BatchSize, at_size, placed, precision_on
+
+CALIBRATION_ROWS = 10_000  # for one number a head, and some thresholds
 
 
 @dataclass(frozen=True)
@@ -160,25 +162,69 @@ class Scorer:
         split, images = self._rows(checkpoint)
         return [one.named(split, images) for one in found]
 
-    @torch.no_grad()
     def _found(self, checkpoint: Checkpoint, most: int, size: int) -> list[_Found]:
-        images, config, network = self.images(checkpoint), checkpoint.config, checkpoint.network
-        dtype = autocast_dtype(precision_on(self.device, config), self.device)
+        config = checkpoint.config
         found = [_Found(head, most) for head in checkpoint.labels.heads]
-        batches = evaluation_batches(
-            images,
-            size,
+        for logits, batch in seen_batches(
+            checkpoint.network,
+            self.images(checkpoint),
             checkpoint.normalization,
             self.device,
+            batch_size=size,
+            precision=precision_on(self.device, config),
             eval_crop=config.eval_crop,
             interpolation=config.interpolation,
-        )
-        for batch in batches:
-            with autocast(dtype, self.device):
-                logits = seen_logits(network, batch.images_BCHW, self.flip)
+            flip=self.flip,
+        ):
             for one in found:
                 one.add(logits[one.head.name].float(), batch.targets[one.head.name])
         return found
+
+
+def calibrated(
+    checkpoint: Checkpoint,
+    images: ImageSplit,
+    split: str,
+    device: torch.device,
+    say: Callable[[str], None],
+    batch_size: int | None = None,
+) -> Calibration:
+    """How the checkpoint's logits become probabilities that fit rows which it was not trained on.
+
+    Of more than CALIBRATION_ROWS rows so many are taken, evenly spread. split: their name.
+    batch_size, say: as `Scorer` has them.
+    Raises UserError where the device has not the memory for one image.
+    """
+    rows = np.arange(len(images))
+    if len(rows) > CALIBRATION_ROWS:
+        rows = np.linspace(0, len(rows) - 1, CALIBRATION_ROWS).astype(np.int64)
+        images = replace(images, places_N=images.places_N[rows], targets=images.targets.take(rows))
+    checkpoint = placed(checkpoint, device)
+    logits = BatchSize(batch_size or checkpoint.config.batch_size, say).run(
+        lambda size: _logits(checkpoint, images, device, size)
+    )
+    return fit_calibration(checkpoint.labels, logits, images.targets, split)
+
+
+def _logits(
+    checkpoint: Checkpoint, images: ImageSplit, device: torch.device, size: int
+) -> dict[str, Tensor]:
+    """Of every row, (N, K) a head, float32, on the CPU."""
+    config = checkpoint.config
+    parts: dict[str, list[Tensor]] = {head: [] for head in checkpoint.labels.names}
+    for logits, _ in seen_batches(
+        checkpoint.network,
+        images,
+        checkpoint.normalization,
+        device,
+        batch_size=size,
+        precision=precision_on(device, config),
+        eval_crop=config.eval_crop,
+        interpolation=config.interpolation,
+    ):
+        for head, part in parts.items():
+            part.append(logits[head].float().cpu())
+    return {head: torch.cat(part) for head, part in parts.items()}
 
 
 class _Found:
