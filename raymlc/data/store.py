@@ -15,8 +15,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from stat import S_ISREG
 from threading import Lock
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from filelock import FileLock
@@ -102,7 +103,7 @@ def open_split(
     return ImageSplit(images_NHWC, kept, split.targets.take(kept), len(reasons))
 
 
-def decode(path: Path, image_size: int) -> NDArray[np.uint8]:
+def decode(path: Path | IO[bytes], image_size: int) -> NDArray[np.uint8]:
     """One image file as upright RGB, squashed to (image_size, image_size, 3).
 
     Transparent pixels are laid on white; 16-bit grey keeps its upper 8 bits; EXIF turns are done.
@@ -122,11 +123,13 @@ def decode(path: Path, image_size: int) -> NDArray[np.uint8]:
             return _squashed(file, image_size)
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path | IO[bytes]) -> Image.Image:
     """An image file of a kind that runs nothing, no pixel of which is decoded yet.
 
     Raises an error of Pillow's, which may be of any type, if the file is none.
     """
+    if isinstance(path, Path) and not S_ISREG(path.stat().st_mode):
+        raise OSError("it is no file")  # and of a pipe the other end would be waited for
     return Image.open(path, formats=_kinds())
 
 

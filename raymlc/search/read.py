@@ -83,9 +83,14 @@ def read_study(where: Path | str, name: str) -> optuna.Study:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError as error:
         known = ", ".join(study.study_name for study in storage.get_all_studies())
+        if not known:
+            raise UserError(
+                f"the study of a sweep must be where it was kept, but {shown} holds none; bring it"
+                " back"
+            ) from error
         raise UserError(
             f"the study of a sweep has its folder's name, but {shown} has no {name!r}"
-            f" (it has {known or 'none'}); give the folder its own name again"
+            f" (it has {known}); give the folder its own name again"
         ) from error
 
 
