@@ -45,6 +45,9 @@ class PredictOptions:
     """Add to each head a column with its so many most likely classes, as a JSON object."""
     flip: bool = False
     """Predict by the mean of each image and its mirror image, in twice the time."""
+    raw: bool = False
+    """Leave the checkpoint's calibration.json unused: the network's own probabilities, and 0.5 as
+    the threshold of multi-hot heads."""
     broken_images: BrokenImages = "stop"
     """What to do about an image that cannot be read: stop, or name it and leave it out."""
     batch_size: int | None = None
@@ -72,7 +75,7 @@ def _predict(options: PredictOptions) -> int:
 
     paths = files_in(options.images, SUFFIXES)
     predictor = load_predictor(
-        options.checkpoint, options.device, options.batch_size, options.flip, say
+        options.checkpoint, options.device, options.batch_size, options.flip, say, options.raw
     )
     labels = predictor.labels
     broken = 0
@@ -82,7 +85,7 @@ def _predict(options: PredictOptions) -> int:
         ticks = track(console, range(len(paths)), f"predicting {len(paths):,} images", len(paths))
         for _, (path, outcome) in zip(ticks, predictor.outcomes(paths), strict=True):
             if not isinstance(outcome, str):
-                lines.writerow([path, *cells(labels, outcome, options.top)])
+                lines.writerow([path, *cells(labels, outcome, options.top, predictor.calibration)])
                 continue
             if options.broken_images == "stop":
                 raise UserError(

@@ -58,8 +58,11 @@ class ValidateOptions:
     mistakes: Path | None = None
     """Folder for the labels that one checkpoint most disagrees with, so that wrong ones are found:
     mistakes.csv, the worst 1,000 of each head first, and mistakes.html with their pictures."""
+    calibrate: bool = False
+    """Write into the folder of one checkpoint a calibration, fitted to this split, that makes its
+    probabilities mean what they say, and a model card. Its training must not have seen the rows."""
     overwrite: bool = False
-    """Replace the files of --results and --mistakes if there are any."""
+    """Replace the files of --results, --mistakes and --calibrate if there are any."""
     sort_by: str | None = None
     """Metric that orders several checkpoints: the lowest loss first, or the highest of another
     metric, such as test/macro_f1/color. Default: SPLIT/accuracy."""
@@ -100,6 +103,8 @@ def _validate(options: ValidateOptions) -> int:
     folders = checkpoints_in(options.checkpoints)
     results = options.results or (RESULTS if len(folders) > 1 else None)
     check_free(results, "--results", options.overwrite)
+    if options.calibrate:
+        _check_calibrate(options, folders)
     if options.mistakes:
         _claim(options.mistakes, len(folders), options.overwrite)
     console = Console(stderr=True)
@@ -136,7 +141,33 @@ def _one(options: ValidateOptions, folder: Path, scorer: Scorer, results: Path |
         _print_heads(checkpoint, f"{folder} on {scorer.csv}, {len(images):,} rows", metrics)
     if options.mistakes:
         _write_mistakes(options.mistakes, checkpoint, str(folder), scorer)
+    if options.calibrate:
+        from raymlc.watch.finish import calibrate_scored
+
+        train = options.data / "train.csv"
+        calibrate_scored(folder, checkpoint, scorer, metrics, train if train.is_file() else None)
     return 0
+
+
+def _check_calibrate(options: ValidateOptions, folders: Sequence[Path]) -> None:
+    """Raises UserError for what a calibration must not be fitted to."""
+    from raymlc.watch.finish import check_unfinished
+
+    if len(folders) > 1:
+        raise UserError(
+            f"--calibrate is for one checkpoint, but {len(folders)} are named; name one of them"
+        )
+    if options.split == "train":
+        raise UserError(
+            "--calibrate needs rows that training did not see, but --split is train; take val"
+        )
+    for option, given in (("--image-size", options.image_size), ("--flip", options.flip)):
+        if given:
+            raise UserError(
+                f"--calibrate is of the checkpoint as it predicts, but {option} changes that; leave"
+                " it out"
+            )
+    check_unfinished(folders[0], options.overwrite)
 
 
 def _print_heads(checkpoint: Checkpoint, title: str, metrics: dict[str, float]) -> None:

@@ -40,12 +40,13 @@ TUNE = RUN | {
 }  # fmt: skip
 TRAIN = RUN | {"--keep", "--keep-heads", "--trial"}
 VALIDATE = {
-    "--allow-outside", "--batch-size", "--broken-images", "--cache", "--data", "--device", "--flip",
-    "--image-size",
-    "--json", "--mistakes", "--overwrite", "--results", "--sort-by", "--split",
+    "--allow-outside", "--batch-size", "--broken-images", "--cache", "--calibrate", "--data",
+    "--device", "--flip", "--image-size", "--json", "--mistakes", "--overwrite", "--results",
+    "--sort-by", "--split",
 }  # fmt: skip
 PREDICT = {
-    "--batch-size", "--broken-images", "--device", "--flip", "--output", "--overwrite", "--top",
+    "--batch-size", "--broken-images", "--device", "--flip", "--output", "--overwrite", "--raw",
+    "--top",
 }  # fmt: skip
 EXPORT = {"--output", "--overwrite"}
 AVERAGE = {"--best", "--metric", "--output"}

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import raymlc
 import raymlc.training.prediction as prediction
 from raymlc.data.batches import Normalization, evaluation_batches
 from raymlc.data.store import ImageSplit, decode, open_split
@@ -24,6 +26,7 @@ from raymlc.errors import UserError
 from raymlc.labels import Labels
 from raymlc.model.network import build_network
 from raymlc.predict import main
+from raymlc.training.calibration import Calibration, HeadCalibration, save_calibration
 from raymlc.training.checkpoint import load_checkpoint, save_checkpoint
 from raymlc.training.evaluate import evaluate
 from raymlc.training.prediction import Answer, Predictor, cells, columns, load_predictor
@@ -146,7 +149,7 @@ def test_predicted_labels_can_be_read_as_a_tables_own(
 ) -> None:
     said([best, photos, "--output", tmp_path / "table.csv"], capsys)
     labels = load_checkpoint(best).labels
-    split = read_split(tmp_path / "table.csv", labels)
+    split = read_split(tmp_path / "table.csv", labels, allow_outside=True)
     assert len(split) == 11
     assert not any(split.targets.unseen.values())
     expected = by_hand(best, list(split.images))
@@ -174,7 +177,7 @@ def test_predictions_are_as_right_as_validation_says(
     (tmp_path / "test.csv").write_text("\n".join(lines) + "\n")
     for config in ({}, {"eval_crop": 0.6, "interpolation": "bicubic"}):
         changed = loaded.config.replace(config)
-        split = read_split(tmp_path / "test.csv", loaded.labels)
+        split = read_split(tmp_path / "test.csv", loaded.labels, allow_outside=True)
         counts = evaluate(
             loaded.network,
             loaded.labels,
@@ -616,3 +619,115 @@ def test_wrong_words_are_refused_in_a_line(
 ) -> None:
     places = {"BEST": str(best), "PHOTOS": str(photos)}
     assert words in refused([places.get(word, word) for word in arguments], capsys)
+
+
+def calibrate(folder: Path) -> Calibration:
+    """Give a checkpoint a calibration of its heads `shape` and `marks`."""
+    loaded = load_checkpoint(folder)
+    made = Calibration(
+        "val",
+        40,
+        {
+            "shape": HeadCalibration(2.5, (), 38, (0.1, 0.05), None),
+            "marks": HeadCalibration(3.0, (0.9, 0.2, 0.55), 40, (0.2, 0.01), (0.6, 0.7)),
+        },
+    )
+    save_calibration(folder, made, loaded.labels, loaded.sha256)
+    return made
+
+
+def test_probabilities_are_calibrated_and_marks_go_by_their_thresholds(
+    best: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(best, tmp_path / "best"))
+    made = calibrate(folder)
+    plain, told = said([best, photos], capsys), said([folder, photos], capsys)
+    assert said([folder, photos, "--raw"], capsys) == plain
+    loaded = load_predictor(folder)
+    raw = by_hand(folder, [photos / f"{place}.png" for place in range(11)])
+    answers = loaded([photos / f"{place}.png" for place in range(11)])
+    several = set()
+    for place, (row, before) in enumerate(zip(rows(told), rows(plain), strict=True)):
+        assert row["shape"] == before["shape"]
+        assert row["code"] == before["code"]
+        assert row["code_probability"] == before["code_probability"]
+        shares = raw["shape"][place].log().div(2.5).softmax(0)
+        assert float(row["shape_probability"]) == pytest.approx(float(shares.max()), abs=1e-4)
+        shares = raw["marks"][place].logit().div(3.0).sigmoid()
+        cuts = made.heads["marks"].thresholds
+        there = [n for n, share in enumerate(shares.tolist()) if share > cuts[n]]
+        classes = tuple(("bar", "dot", "star")[n] for n in there)
+        assert row["marks"] == ("|".join(classes) or "|")
+        assert answers[place]["marks"].classes == classes
+        assert list(answers[place]["marks"].probabilities.values()) == pytest.approx(
+            shares.tolist(), abs=1e-4
+        )
+        several.add(row["marks"] == before["marks"])
+    assert False in several
+
+
+def test_a_calibration_changes_no_logit(best: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(best, tmp_path / "best"))
+    images_NCHW = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    before = load_predictor(folder).logits(images_NCHW)
+    calibrate(folder)
+    after = load_predictor(folder).logits(images_NCHW)
+    assert all(torch.equal(after[head], before[head]) for head in before)
+
+
+def test_a_broken_calibration_is_an_error_in_a_line(
+    best: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(best, tmp_path / "best"))
+    (folder / "calibration.json").write_text('{"sha256"')
+    assert "calibration.json is no JSON" in refused([folder, photos], capsys)
+
+
+def test_three_lines_are_enough_for_files_images_and_tensors(best: Path, photos: Path) -> None:
+    model = raymlc.load(best)
+    path = photos / "3.png"
+    by_path = model(path)
+    with Image.open(path) as image:
+        assert model([image]) == model(str(path)) == by_path
+    batch_NCHW = torch.from_numpy(decode(path, 32).copy()).permute(2, 0, 1)[None]
+    assert model(batch_NCHW) == by_path
+
+
+_ALONE = """
+import sys
+for name in ("ray", "tensorboard", "plotly"):
+    sys.modules[name] = None
+import raymlc
+assert not {"torch", "numpy", "pandas", "timm"} & set(sys.modules)
+from raymlc import load
+model = load(sys.argv[1])
+(answer, *_) = model([sys.argv[2] + "/0.png"])
+print(answer["shape"].label)
+from raymlc.predict import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_new_photos_are_predicted_where_ray_is_not_installed(
+    best: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(best, tmp_path / "winner"))
+    calibrate(folder)
+    (tmp_path / "empty").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", _ALONE, folder, photos],
+        cwd=tmp_path / "empty",
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    label, _, told = done.stdout.partition("\n")
+    assert told == said([folder, photos], capsys)
+    assert rows(told)[0]["shape"] == label
+
+
+def test_raymlc_has_nothing_else_at_its_top() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'save'"):
+        raymlc.save  # noqa: B018

@@ -15,13 +15,14 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torch.nn import functional
 
 import raymlc.training.scoring as scoring
-from raymlc.data.batches import Normalization, evaluation_batches
+from raymlc.data.batches import Normalization
 from raymlc.data.store import decode, open_split
-from raymlc.data.table import read_table
+from raymlc.data.table import read_split, read_table
 from raymlc.labels import Labels
 from raymlc.model.network import build_network
+from raymlc.training.calibration import fit_calibration
 from raymlc.training.checkpoint import load_checkpoint, save_checkpoint
-from raymlc.training.evaluate import evaluate
+from raymlc.training.evaluate import evaluate, seen_batches
 from raymlc.training.run import run_trial
 from raymlc.trial import TrialConfig
 from raymlc.validate import main
@@ -638,14 +639,80 @@ def test_out_of_memory_halves_the_batch_of_mistakes_too(
 ) -> None:
     folder = checkpoint(tmp_path / "best")
     assert command(data, folder, "--mistakes", tmp_path / "m") == 0
-    batches = evaluation_batches
 
-    def batches_or_fail(images: Any, size: int, *arguments: Any, **named: Any) -> Any:
-        if size > 3:
+    def batches_or_fail(*arguments: Any, **named: Any) -> Any:
+        if named["batch_size"] > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return batches(images, size, *arguments, **named)
+        return seen_batches(*arguments, **named)
 
-    monkeypatch.setattr(scoring, "evaluation_batches", batches_or_fail)
+    monkeypatch.setattr(scoring, "seen_batches", batches_or_fail)
     assert command(data, folder, "--mistakes", tmp_path / "n") == 0
     for head, told in mistakes_of(tmp_path / "n").items():
         assert_same(told, mistakes_of(tmp_path / "m")[head])
+
+
+def test_calibrate_writes_the_calibration_of_the_split_and_a_card(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = checkpoint(tmp_path / "best")
+    assert command(data, folder, "--calibrate") == 0
+    told = capsys.readouterr().err
+    assert "calibrated on 30 rows of val: expected calibration error shape " in told
+    assert f"model card: {folder / 'README.md'}" in told
+    loaded = load_checkpoint(folder)
+    targets = read_split(data / "val.csv", loaded.labels).targets
+    expected = fit_calibration(loaded.labels, logits_of(folder, data, "val"), targets, "val")
+    assert loaded.calibration is not None
+    assert loaded.calibration.rows == 30
+    for name, head in loaded.calibration.heads.items():
+        assert head.temperature == pytest.approx(expected.heads[name].temperature, rel=1e-3)
+    card = (folder / "README.md").read_text()
+    assert "The training rows were not at hand" in card
+    for private in (str(tmp_path), str(data)):
+        assert private not in card
+        assert private not in (folder / "calibration.json").read_text()
+
+
+def test_calibrate_knows_the_training_rows_of_a_folder_that_has_them(
+    data: Path, tmp_path: Path
+) -> None:
+    table = Path(shutil.copytree(data, tmp_path / "table"))
+    shutil.copy(table / "test.csv", table / "train.csv")
+    folder = checkpoint(tmp_path / "best")
+    assert command(table, folder, "--calibrate") == 0
+    assert "Trained on 17 rows of train.csv" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "law"),
+    [
+        (["--split", "train"], "--calibrate needs rows that training did not see"),
+        (["--flip"], "--calibrate is of the checkpoint as it predicts, but --flip changes that"),
+        (["--image-size", "48"], "but --image-size changes that"),
+    ],
+)
+def test_calibrate_refuses_what_would_not_be_true(
+    data: Path, tmp_path: Path, arguments: list[str], law: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Path(shutil.copytree(data, tmp_path / "table"))
+    shutil.copy(table / "test.csv", table / "train.csv")
+    folder = checkpoint(tmp_path / "best")
+    assert command(table, folder, "--calibrate", *arguments) == 2
+    assert law in capsys.readouterr().err
+    assert not (folder / "calibration.json").exists()
+
+
+def test_calibrate_is_for_one_checkpoint_and_replaces_nothing_unasked(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        checkpoint(tmp_path / "all" / str(number), seed=number)
+    assert command(data, tmp_path / "all", "--calibrate") == 2
+    assert "--calibrate is for one checkpoint, but 2 are named" in capsys.readouterr().err
+    folder = tmp_path / "all" / "0"
+    (folder / "README.md").write_text("mine")
+    assert command(data, folder, "--calibrate") == 2
+    assert "take --overwrite to replace it" in capsys.readouterr().err
+    assert (folder / "README.md").read_text() == "mine"
+    assert command(data, folder, "--calibrate", "--overwrite") == 0
+    assert (folder / "README.md").read_text().startswith("# shape, code, marks")

@@ -31,8 +31,9 @@ from raymlc.search.study import StudyBook
 from raymlc.training.metrics import majority_accuracy
 from raymlc.trial import TrialConfig
 from raymlc.watch.conclusion import conclude, say_how_to_go_on
-from raymlc.watch.recorder import Recorder, terminable
+from raymlc.watch.recorder import Recorder, terminable, trial_folder
 from raymlc.watch.terminal import quiet_console
+from raymlc.watch.winner import show_winner
 
 
 def check_trials(
@@ -93,7 +94,12 @@ def launch(
     said.print(f"the sweep is kept in {folder}", highlight=False, soft_wrap=True)
     try:
         _train(options, asked, job, book, said)
-        return conclude(book, table, folder, folder / FINALS, console)
+        finals = folder / FINALS
+        code = conclude(book, table, folder, finals, job.cache, job.broken_images, console)
+        if code == 0:
+            best = trial_folder(folder, book.rows()[0].number)
+            show_winner(best, table, job.cache, job.broken_images, said)
+        return code
     except KeyboardInterrupt:
         say_how_to_go_on(book, folder, console)
         return 130

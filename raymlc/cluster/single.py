@@ -28,6 +28,7 @@ from raymlc.training.metrics import majority_accuracy
 from raymlc.training.run import BEST, LAST, SUMMARY, Keep
 from raymlc.training.state import normalization_of
 from raymlc.trial import TrialConfig
+from raymlc.watch.finish import finish
 from raymlc.watch.recorder import terminable
 from raymlc.watch.tensorboard import EventFile
 from raymlc.watch.terminal import quiet_console
@@ -190,3 +191,4 @@ def _conclude(
     say(f"checkpoint: {folder / BEST}")
     say(f"all epochs: {folder / SUMMARY}")
     say(f"TensorBoard: tensorboard --logdir {shlex.quote(str(folder))}")
+    finish(folder / BEST, table, options.cache, options.broken_images, console)

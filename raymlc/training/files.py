@@ -137,7 +137,7 @@ def version() -> str:
     try:
         return importlib.metadata.version("raymlc")
     except importlib.metadata.PackageNotFoundError:  # run from its sources
-        return "unknown"
+        return "from its sources"
 
 
 def check_heads(weights: Mapping[str, Tensor], labels: Labels) -> None:

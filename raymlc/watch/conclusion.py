@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from raymlc.data.store import BrokenImages
 from raymlc.data.table import Table
 from raymlc.metric import objectives
 from raymlc.search.front import front
@@ -16,6 +17,7 @@ from raymlc.search.verdict import judge
 from raymlc.training.metrics import majority_accuracy
 from raymlc.training.run import BEST, SUMMARY
 from raymlc.watch.finals import finals_lines, table_of_finals, write_finals
+from raymlc.watch.finish import finish
 from raymlc.watch.progress import table_of_trials, write_summary
 from raymlc.watch.recorder import trial_folder
 
@@ -28,10 +30,19 @@ def say_how_to_go_on(book: StudyBook, folder: Path, console: Console) -> None:
     _say(console, f"interrupted; every finished epoch is kept. Go on with:\n  {_command(folder)}")
 
 
-def conclude(book: StudyBook, table: Table, folder: Path, finals: Path, console: Console) -> int:
+def conclude(
+    book: StudyBook,
+    table: Table,
+    folder: Path,
+    finals: Path,
+    cache: Path,
+    broken: BrokenImages,
+    console: Console,
+) -> int:
     """Write the tables of a sweep and say how it went: 0, or 1 if no trial succeeded.
 
-    finals: the folder of its finals, if it had any.
+    The winner gets its calibration and its card, as `finish` does it. finals: the folder of its
+    finals, if it had any. cache, broken: of the images, as the trials have them.
     """
     rows = book.rows()
     write_summary(folder / SUMMARY, rows)
@@ -67,6 +78,7 @@ def conclude(book: StudyBook, table: Table, folder: Path, finals: Path, console:
     say(f"checkpoint: {checkpoint}")
     say(f"all trials: {folder / SUMMARY}")
     say(f"TensorBoard: tensorboard --logdir {shlex.quote(str(folder / 'trials'))}")
+    finish(checkpoint, table, cache, broken, console)
     return 0
 
 
