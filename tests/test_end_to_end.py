@@ -63,6 +63,7 @@ def test_the_command_without_data_ends_with_a_table_a_best_trial_and_its_checkpo
     assert majority
     assert float(best[2]) > float(majority[1]) + 0.2
     assert f"checkpoint: {folder}/trials/{int(best[1]):04}/best" in said
+    assert f"model card: {folder}/trials/{int(best[1]):04}/best/README.md" in said
     assert f"tensorboard --logdir {folder}/trials" in said
     assert "Failed" not in said
 

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from raymlc.data.demo import draw_demo
 from raymlc.train import main
+from raymlc.training.checkpoint import load_checkpoint
 from raymlc.trial import TrialConfig
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +76,19 @@ def test_a_training_says_each_epoch_and_ends_with_a_table_of_the_heads(
     for word in (*HEADS, "balanced_accuracy", "macro_f1", "majority", "images/s", "left"):
         assert word in said
     assert f"checkpoint: {folder / 'best'}" in said
+
+
+@pytest.mark.slow
+def test_a_training_ends_with_its_winner_calibrated_on_val_and_a_card(
+    whole: tuple[Path, str],
+) -> None:
+    folder, said = whole
+    calibration = load_checkpoint(folder / "best").calibration
+    assert calibration is not None
+    assert calibration.heads.keys() == set(HEADS)
+    assert f"calibrated on {calibration.rows} rows of val" in said
+    assert said.splitlines()[-1] == f"model card: {folder / 'best' / 'README.md'}"
+    assert (folder / "best" / "README.md").is_file()
 
 
 @pytest.mark.slow
