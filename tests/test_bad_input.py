@@ -498,6 +498,8 @@ CHECKPOINTS = [
         values("best/metrics.json", epoch="one")),
     bad("a checkpoint of a version to come", "predict best data", "upgrade raymlc",
         values("best/checkpoint.json", format=2)),
+    bad("a calibration of other weights", "predict best data", "but is of others; remove it",
+        file("best/calibration.json", '{"sha256": "0"}')),
     bad("an average of one", "average best --output soup", "at least 2 checkpoints, but gets 1"),
     bad("an average that is there", "average best --output data", "must name a new folder"),
     bad("a checkpoint as weights that is none", TUNE + " --weights data", "no labels.json of one"),
@@ -542,6 +544,8 @@ def test_the_table_has_at_least_sixty_rows_of_all_commands() -> None:
     names = [str(one.id) for one in ROWS]
     assert len(names) == len(set(names)) >= 60
     assert {str(one.values[0]).split()[0] for one in ROWS} == set(COMMANDS)
+    faults = Path(__file__).parents[1] / "docs" / "faults.md"
+    assert f"is bad in one of {len(names)} ways" in faults.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("typed", "line", "spoil"), ROWS)

@@ -22,6 +22,7 @@ from raymlc.errors import UserError
 from raymlc.labels import Head, Labels
 from raymlc.options import TuneOptions
 from raymlc.search.space import check_space, load_space
+from raymlc.training.calibration import Calibration, HeadCalibration, save_calibration
 from raymlc.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from raymlc.trial import FIELDS, TrialConfig
 
@@ -266,6 +267,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metrics = {"epoch": 1.0, "val/accuracy": 0.5}
     pixels = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     save_checkpoint(folder, network, config, labels, pixels, metrics, {"color": [[1, 0], [0, 1]]})
+    fitted = {
+        "color": HeadCalibration(1.5, (), 9, (0.2, 0.1), None),
+        "tags": HeadCalibration(0.5, (0.25,), 9, (0.2, 0.1), (0.5, 0.75)),
+    }
+    sha256 = load_checkpoint(folder).sha256
+    save_calibration(folder, Calibration("val", 9, fitted), labels, sha256)
     return folder
 
 
@@ -310,6 +317,7 @@ SIGNED = {"model.safetensors", "checkpoint.json"}  # whose damage cannot go unno
         "preprocessing.json",
         "metrics.json",
         "confusion.json",
+        "calibration.json",
     ],
 )
 @given(change=changes())
@@ -330,3 +338,4 @@ def test_a_checkpoint_with_a_damaged_file_is_refused_or_is_what_its_files_say(
         assert weight.equal(whole.network.state_dict()[key])
     if damaged == content or name in SIGNED:
         assert (read.config, read.labels) == (whole.config, whole.labels)
+        assert read.calibration == whole.calibration
