@@ -63,7 +63,12 @@ def parse(
         else f"python -m raymlc.{name}",
         description=inspect.getdoc(kind),
         args=given,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        # What a resumed run has switched on may be said again, or switched off.
+        config=(
+            (tyro.conf.OmitArgPrefixes,)
+            if default
+            else (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+        ),
     )
     values = vars(answers)
     if len(groups) > 1:

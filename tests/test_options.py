@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from raymlc.door import parse
 from raymlc.errors import UserError
 from raymlc.options import OF_THE_DATA, TuneOptions
 
@@ -170,3 +171,13 @@ def test_a_sweep_of_the_built_in_data_keeps_them() -> None:
     TuneOptions().check_kept(TuneOptions())
     with pytest.raises(UserError, match="keeps its data, but that is None and not /some/data"):
         TuneOptions(data=Path("/some/data")).check_kept(TuneOptions())
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"), [([], True), (["--allow-outside"], True), (["--no-allow-outside"], False)]
+)
+def test_a_resumed_run_keeps_a_switch_that_may_be_said_again_or_switched_off(
+    words: list[str], kept: bool
+) -> None:
+    options = parse(TuneOptions, "tune", words, TuneOptions(allow_outside=True))
+    assert options.allow_outside is kept
