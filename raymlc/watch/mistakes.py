@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from raymlc.data.store import Progress, decode, open_image
-from raymlc.training.scoring import Mistake, Mistakes
+from raymlc.training.mistakes import Mistake, Mistakes
 
 COLUMNS = (
     "head",
@@ -132,17 +132,21 @@ def _thumbnails(images: Iterable[Path], progress: Progress | None) -> dict[Path,
 
 
 def _thumbnail(path: Path) -> str:
+    file_in_memory = BytesIO()
+    thumbnail(path, _SIDE).save(file_in_memory, "JPEG", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file_in_memory.getvalue()).decode()}"
+
+
+def thumbnail(path: Path, side: int) -> Image.Image:
+    """An image as RGB, upright, in its shape, with so many pixels on its longer side."""
     with open_image(path) as file:
         width, height = file.size
         if file.getexif().get(_ORIENTATION) in _TURNED:
             width, height = height, width
-    scale = _SIDE / max(width, height)
+    scale = side / max(width, height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     # `decode` makes a square of whatever mode a file has; here it gets its shape back.
-    image = Image.fromarray(decode(path, _SIDE)).resize(size, Image.Resampling.BICUBIC)
-    file_in_memory = BytesIO()
-    image.save(file_in_memory, "JPEG", quality=_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(file_in_memory.getvalue()).decode()}"
+    return Image.fromarray(decode(path, side)).resize(size, Image.Resampling.BICUBIC)
 
 
 def _number(probability: float) -> str:

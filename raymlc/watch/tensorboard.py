@@ -1,4 +1,4 @@
-"""Event files: a run a trial, tags named as the metrics are.
+"""Event files: a run a trial, tags named as the metrics are, and charts that overlay the heads.
 
 Shapes: B images, C = 3 channels, H and W pixels.
 """
@@ -10,9 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+
+# Charts of the custom scalars' page, each of all heads and their mean.
+_LAYOUT = {
+    "all heads": {
+        "accuracy on val": ["Multiline", ["^val/accuracy(/|$)"]],
+        "balanced accuracy on val": ["Multiline", ["^val/balanced_accuracy(/|$)"]],
+        "loss on val": ["Multiline", ["^val/loss(/|$)"]],
+        "loss in training": ["Multiline", ["^train/loss(/|$)"]],
+    }
+}
 
 
 class EventFile:
@@ -31,6 +43,7 @@ class EventFile:
         if self._writer is None:
             # A resumed run tells its epochs again: what it wrote before from here on is void.
             self._writer = SummaryWriter(str(self._folder), purge_step=step)
+            self._writer.add_custom_scalars(_LAYOUT)
         for tag, value in metrics.items():
             if tag != "epoch" and not math.isnan(value):
                 self._writer.add_scalar(tag, value, step)
@@ -40,6 +53,23 @@ class EventFile:
         """Write uint8 images, before the first epoch."""
         with SummaryWriter(str(self._folder)) as writer:
             writer.add_images(tag, images_BCHW, 0)
+
+    def pictures(
+        self,
+        name: str,
+        step: int,
+        pictures: Mapping[str, NDArray[np.uint8]],
+        text: Mapping[str, str],
+    ) -> None:
+        """Write pictures (H, W, 3) and texts in Markdown, by tag, into a file of their own.
+
+        name: what that ends with.
+        """
+        with SummaryWriter(str(self._folder), filename_suffix=name) as writer:
+            for tag, picture in pictures.items():
+                writer.add_image(tag, picture, step, dataformats="HWC")
+            for tag, words in text.items():
+                writer.add_text(tag, words, step)
 
     def end(self, params: Mapping[str, Any], best: Mapping[str, float]) -> None:
         """Write the parameters against the metrics of the stored checkpoint, and close."""

@@ -12,7 +12,7 @@ from PIL import Image
 
 import raymlc.watch.mistakes as sheets
 from raymlc.labels import Head
-from raymlc.training.scoring import Mistake, Mistakes
+from raymlc.training.mistakes import Mistake, Mistakes
 from raymlc.watch.mistakes import contact_sheet, csv_rows, summary
 
 KIND, MARKS = Head("kind", ("a", "b")), Head("marks", ("x", "y"), multi_hot=True)
