@@ -17,7 +17,7 @@ from rich.console import Console
 from raymlc.errors import UserError
 from raymlc.search.budget import Budget
 from raymlc.search.study import Assignment, Row
-from raymlc.training.checkpoint import discard_state, read_score
+from raymlc.training.checkpoint import discard_state, load_history, read_score
 from raymlc.training.run import BEST, LAST
 from raymlc.watch.log import EVENTS, EventLog
 from raymlc.watch.standing import ENDED, Standing
@@ -124,8 +124,9 @@ class Recorder:
         self._log.write(
             begins, None, {"metric": book.metric, "trials": trials, "ended": len(ended)}
         )
-        for row in ended:
-            if row.number not in self._log.ended:  # its process was killed before it could say so
+        for row in rows:  # what a process was killed before it could say
+            self._log_epochs_of(row)
+            if row.state in ENDED and row.number not in self._log.ended:
                 self._log_end(row)
         least = {head: (majority or {}).get(head, math.nan) for head in heads}
         self._lines = Lines(console, Standing(book.metric, trials, least, rows, budget, noun))
@@ -205,6 +206,15 @@ class Recorder:
         with suppress(UserError):  # of a full disk, which is what ended the sweep
             self._log.write("sweep_ended", None, {"ended": sum(row.state in ENDED for row in rows)})
         self._lines.close()
+
+    def _log_epochs_of(self, row: Row) -> None:
+        """Write down the epochs that are in the study and not yet in the log."""
+        told = self._log.epochs.get(row.number, 0)
+        if row.epochs > told:
+            for metrics in load_history(self.folder_of(row.number) / LAST):
+                if told < metrics["epoch"] <= row.epochs:
+                    values = {"epoch": int(metrics["epoch"]), "node": "", "metrics": metrics}
+                    self._log.write("epoch", row.number, values)
 
     def _log_end(self, row: Row) -> None:
         values = {

@@ -166,3 +166,19 @@ def test_an_end_that_a_kill_kept_from_the_log_is_told_when_the_sweep_goes_on(
     events = read(tmp_path / "sweep" / EVENTS)
     assert [event["event"] for event in events[-2:]] == ["sweep_resumed", "trial_ended"]
     assert events[-1]["state"] == "COMPLETE"
+
+
+def test_an_epoch_that_a_kill_kept_from_the_log_is_told_when_the_sweep_goes_on(
+    tmp_path: Path, recorder: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = [{"epoch": float(epoch), ACCURACY: epoch / 10} for epoch in (1, 2, 3)]
+    monkeypatch.setattr("raymlc.watch.recorder.load_history", lambda folder: history)
+    one = recorder()
+    assert one.next()
+    one.epoch(0, {**history[0], "images_per_second": 1.0})
+    one.book.report(0, history[1])  # of the third epoch the study has not heard
+    recorder()
+    *_, resumed, epoch = read(tmp_path / "sweep" / EVENTS)
+    assert resumed["event"] == "sweep_resumed"
+    named = {"event": "epoch", "trial": 0, "epoch": 2, "node": ""}
+    assert epoch == named | {"metrics": history[1]}
