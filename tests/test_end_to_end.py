@@ -143,7 +143,7 @@ def test_a_killed_sweep_goes_on_without_running_a_finished_trial_twice(
 ) -> None:
     # Trials that end one after another, so that some have ended and some not at the signal.
     brain = ("--sampler", "random", "--pruner", "asha")
-    arguments: list[str | Path] = ["--trials", "6", "--set", "epochs=6", *brain]
+    arguments: list[str | Path] = ["--trials", "6", "--set", "epochs=4", *brain]
     arguments += ["--output", tmp_path, "--name", "killed"]
     folder = tmp_path / "killed"
     process = subprocess.Popen(
@@ -171,9 +171,11 @@ def test_a_killed_sweep_goes_on_without_running_a_finished_trial_twice(
         steps = list(trial.intermediate_values)
         assert steps == list(range(1, len(steps) + 1))
         if trial.state.name == "COMPLETE":
-            assert len(steps) == 6
+            assert len(steps) == 4
         assert not (folder / "trials" / f"{trial.number:04}" / "last" / "training.pt").exists()
 
+    if signal_number == signal.SIGINT:
+        return  # from here on all is the same
     # More trials of a finished sweep, by the same name, which says nothing but how it ended.
     said = run("--output", tmp_path, "--name", "killed", "--resume", "--trials", "7", "--quiet")
     assert said.startswith("trials by val/accuracy;")
