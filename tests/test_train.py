@@ -124,6 +124,8 @@ def test_the_event_file_shows_training_images_as_the_network_sees_them(
     assert events.Tags()["images"]
     (image, *_) = events.Images(events.Tags()["images"][0])
     assert (image.width, image.height) == (8 * 32, 2 * 32)  # 16 pictures of 32 pixels
+    shown = {f"{kind}/{head}" for kind in ("confusion", "mistakes") for head in HEADS}
+    assert shown <= set(events.Tags()["images"])
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from raymlc.watch.recorder import terminable
 from raymlc.watch.tensorboard import EventFile
 from raymlc.watch.terminal import quiet_console
 from raymlc.watch.training import TrainingLines, table_of_heads
+from raymlc.watch.winner import show_winner
 
 # Ray takes seconds to import, and a training in its own process needs none: functions import it.
 if TYPE_CHECKING:
@@ -191,4 +192,5 @@ def _conclude(
     say(f"checkpoint: {folder / BEST}")
     say(f"all epochs: {folder / SUMMARY}")
     say(f"TensorBoard: tensorboard --logdir {shlex.quote(str(folder))}")
+    show_winner(folder, table, options.cache, options.broken_images, console)
     finish(folder / BEST, table, options.cache, options.broken_images, console)

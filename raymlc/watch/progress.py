@@ -30,8 +30,10 @@ def table_of_trials(
     """The trials, best first, then what always saying training's most common answer gets."""
     params = list(dict.fromkeys(name for row in rows for name in row.params))
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("trial", "state", "epochs", "score", *heads, *params):
-        table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
+    for name in ("trial", "state", "epochs", "score", *heads):
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    for name in params:  # which give way on a narrow terminal
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         accuracies = [row.metrics.get(f"val/accuracy/{head}", math.nan) for head in heads]
         table.add_row(

@@ -1,4 +1,4 @@
-"""The best trial of a sweep in TensorBoard: its confusion, its worst mistakes and its values."""
+"""The best of a sweep or a training in TensorBoard: its confusion, its mistakes and its values."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ MOST_MISTAKES = 24  # of a head
 def show_winner(
     folder: Path, table: Table, cache: Path, broken: BrokenImages, console: Console
 ) -> None:
-    """Write the best checkpoint of a trial's folder into the trial's events, after its training.
+    """Write the best checkpoint of a trial's folder into its events, after the training.
 
     For each head `confusion/HEAD` and `mistakes/HEAD`, its MOST_MISTAKES worst on validation, and
     `trial/config`. It takes a pass over at most CALIBRATION_ROWS images that are decoded already,
     on a GPU if there is one; of a checkpoint that has been shown it does nothing. What hinders it
-    is said in a line and raised nowhere, since the sweep is as good without.
+    is said in a line and raised nowhere, since the training is as good without.
     """
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
     try:

@@ -1,6 +1,5 @@
 """Sweeps on a real Ray: what it took it gives back, and where a trial runs changes no number."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
