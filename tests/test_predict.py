@@ -695,7 +695,7 @@ def test_three_lines_are_enough_for_files_images_and_tensors(best: Path, photos:
 
 _ALONE = """
 import sys
-for name in ("ray", "tensorboard", "plotly"):
+for name in ("ray", "optuna", "tensorboard", "plotly"):
     sys.modules[name] = None
 import raymlc
 assert not {"torch", "numpy", "pandas", "timm"} & set(sys.modules)

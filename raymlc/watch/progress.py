@@ -6,14 +6,15 @@ import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from raymlc.search.study import Row
+if TYPE_CHECKING:  # a prediction needs no Optuna
+    from raymlc.search.study import Row
 
 
 def track(console: Console, done: Iterable[int], text: str, total: int) -> Iterable[int]:

@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, required=True)
     parser.add_argument("--concurrency", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--grace", type=int, default=1, help="epochs that every trial has")
     parser.add_argument("--trial", type=json.loads, required=True, help="what all trials share")
     options = parser.parse_args()
     os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -216,7 +217,7 @@ def main() -> None:
             search_alg=ConcurrencyLimiter(search, options.concurrency),
             scheduler=ASHAScheduler(
                 time_attr="epoch", metric="accuracy", mode="max",
-                max_t=options.trial["epochs"], grace_period=1, reduction_factor=2,
+                max_t=options.trial["epochs"], grace_period=options.grace, reduction_factor=2,
             ),
             num_samples=options.trials,
         ),

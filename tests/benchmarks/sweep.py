@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -43,19 +44,19 @@ def space(trial):
 
 @dataclass(frozen=True)
 class Run:
-    """A sweep: its seconds, and each epoch's end, in seconds from its start, with its accuracy."""
+    """A sweep: its seconds; each epoch's end, in seconds from its start, its accuracy and trial."""
 
     seconds: float
-    epochs: list[tuple[float, float]]
+    epochs: list[tuple[float, float, str]]
 
     @property
     def best(self) -> float:
         """The highest val/accuracy of any epoch."""
-        return max(accuracy for _, accuracy in self.epochs)
+        return max(accuracy for _, accuracy, _ in self.epochs)
 
     def reached(self, accuracy: float) -> float | None:
         """Seconds to the first epoch that was as good."""
-        return next((time for time, value in sorted(self.epochs) if value >= accuracy), None)
+        return next((time for time, value, _ in sorted(self.epochs) if value >= accuracy), None)
 
 
 def run(command: list[str], log: Path) -> tuple[float, float]:
@@ -72,8 +73,14 @@ def run(command: list[str], log: Path) -> tuple[float, float]:
     return start, time.time() - start
 
 
-def ours(data: Path, folder: Path, options: argparse.Namespace, shared: dict[str, Any]) -> Run:
-    """A sweep by raymlc."""
+def ours(
+    data: Path,
+    folder: Path,
+    options: argparse.Namespace,
+    shared: dict[str, Any],
+    others: Sequence[str] = (),
+) -> Run:
+    """A sweep by raymlc. others: options of its own."""
     folder.mkdir()
     space = folder / "space.py"
     space.write_text(SPACE)
@@ -86,7 +93,7 @@ def ours(data: Path, folder: Path, options: argparse.Namespace, shared: dict[str
             "-m", "raymlc.tune", "--data", str(data), "--space", str(space), "--name", "sweep",
             "--output", str(folder), "--cache", str(folder / "cache"), "--seed", str(options.seed),
             "--trials", str(options.trials), "--concurrency", str(options.concurrency),
-            "--set", f"backbone={options.backbone}", "pretrained=false", *settings,
+            *others, "--set", f"backbone={options.backbone}", "pretrained=false", *settings,
         ],
         folder / "log",
     )  # fmt: skip
@@ -95,24 +102,30 @@ def ours(data: Path, folder: Path, options: argparse.Namespace, shared: dict[str
         event = json.loads(line)
         if event["event"] == "epoch":
             ended = datetime.fromisoformat(event["time"]).timestamp() - start
-            epochs.append((ended, event["metrics"]["val/accuracy"]))
+            epochs.append((ended, event["metrics"]["val/accuracy"], str(event["trial"])))
     return Run(seconds, epochs)
 
 
-def plain(data: Path, folder: Path, options: argparse.Namespace, shared: dict[str, Any]) -> Run:
-    """A sweep by the plain recipe."""
+def plain(
+    data: Path,
+    folder: Path,
+    options: argparse.Namespace,
+    shared: dict[str, Any],
+    others: Sequence[str] = (),
+) -> Run:
+    """A sweep by the plain recipe. others: options of its own."""
     folder.mkdir()
     shared = {**shared, "data": str(data), "loader_workers": options.loader_workers}
     start, seconds = run(
         [
             "-m", "tests.benchmarks.peer", "--folder", str(folder), "--seed", str(options.seed),
             "--trials", str(options.trials), "--concurrency", str(options.concurrency),
-            "--trial", json.dumps(shared),
+            *others, "--trial", json.dumps(shared),
         ],
         folder / "log",
     )  # fmt: skip
     lines = map(json.loads, (folder / REPORTS).read_text().splitlines())
-    return Run(seconds, [(line["time"] - start, line["accuracy"]) for line in lines])
+    return Run(seconds, [(line["time"] - start, line["accuracy"], line["trial"]) for line in lines])
 
 
 def part(data: Path, folder: Path, rows: dict[str, int]) -> Path:

@@ -1,6 +1,7 @@
 """A cluster of three nodes on this machine: a sweep spreads over them, and a misfit is refused."""
 
 import gc
+import json
 import os
 import secrets
 import shutil
@@ -9,9 +10,10 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -66,11 +68,15 @@ importlib.metadata.version, io.open = other_version, blind
 
 @dataclass(frozen=True)
 class Nodes:
-    """A cluster whose node "two" is spoiled by files; homes: of its nodes, by name."""
+    """A cluster whose node "two" is spoiled by files; homes: of its nodes, by name.
+
+    kill: ends a node, by name, with all that runs there.
+    """
 
     address: str
     homes: dict[str, Path]
     spoiler: Path
+    kill: Callable[[str], None]
 
     def caches(self, name: str) -> set[Path]:
         """The decoded images of a node."""
@@ -86,6 +92,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     (spoiler / "sitecustomize.py").write_text(SPOILED)
     homes = {name: folder / name for name in ("head", "one", "two")}
     cluster = Cluster(shutdown_at_exit=False)
+    added: dict[str, Any] = {}
     try:
         for name, home in homes.items():
             home.mkdir()
@@ -96,9 +103,16 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
             with warnings.catch_warnings():
                 # Ray leaves a socket to the collector when a port that it tries is taken.
                 warnings.simplefilter("ignore", ResourceWarning)
-                cluster.add_node(num_cpus=int(name != "head"), node_name=name, env_vars=environment)
+                added[name] = cluster.add_node(
+                    num_cpus=int(name != "head"), node_name=name, env_vars=environment
+                )
                 gc.collect()
-        yield Nodes(cluster.address, homes, spoiler)
+        yield Nodes(
+            cluster.address,
+            homes,
+            spoiler,
+            lambda name: cluster.remove_node(added[name], allow_graceful=False),
+        )
     finally:
         cluster.shutdown()
 
@@ -250,3 +264,40 @@ def test_a_trial_of_two_cores_fits_no_node_of_one_though_the_cluster_has_two(nod
         placement, concurrency = place(asked, growing=True)
         assert concurrency == 3
         assert shortage(asked, placement, growing=True).startswith("no trial fits now, so all wait")
+
+
+@pytest.mark.slow  # and the last one of this cluster, of which a node is missing then
+def test_a_sweep_goes_on_without_a_node_that_is_killed_with_the_trial_it_ran(
+    nodes: Nodes, drawn: Path, tmp_path: Path
+) -> None:
+    space, folder = tmp_path / "space.py", tmp_path / "runs" / "mine"
+    space.write_text(SPACE.replace("epochs=2", "epochs=8"))
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "raymlc.tune", "--address", nodes.address, "--data", drawn,
+            "--space", space, "--trials", "2", "--concurrency", "2", "--pruner", "none",
+            "--sampler", "random", "--cache", "~/cache", "--output", folder.parent,
+            "--name", folder.name,
+        ],
+        env={**os.environ, "HOME": str(nodes.homes["head"])}, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    events = folder / "events.jsonl"
+
+    def told(event: str) -> set[int]:
+        lines = events.read_text().splitlines() if events.exists() else []
+        return {line["trial"] for line in map(json.loads, lines) if line["event"] == event}
+
+    while told("epoch") != {0, 1}:
+        assert process.poll() is None
+        time.sleep(0.1)
+    nodes.kill("two")
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    (lost,) = told("trial_lost")
+    assert f"trial {lost} lost its process, and goes on from its last epoch" in said
+    for trial in trials_of(None, folder):
+        assert trial.state.name == "COMPLETE"
+        assert list(trial.intermediate_values) == list(range(1, 9))
+        history = load_history(trial_folder(folder, trial.number) / "last")
+        assert [row["epoch"] for row in history] == list(range(1, 9))

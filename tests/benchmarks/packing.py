@@ -1,0 +1,99 @@
+"""How many images a second one, two and four trials train together on this machine.
+
+Command:   python tests/benchmarks/packing.py [--backbone NAME] [--seconds S] [--repeats N]
+
+Each trial is a process that trains steps of a network at 64 pixels, batch 64, on random images, as
+a trial of a sweep does: with one thread, set as a sweep sets it. They begin together, and what
+counts is what each trains within the same seconds. A round has one, two and four trials, under the user's
+own OpenMP settings as they are and under ones that would spoil it (8 threads that spin).
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import time
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+import numpy as np
+import torch
+
+from raymlc.data.batches import training_batches
+from raymlc.data.store import ImageSplit
+from raymlc.labels import Labels
+from raymlc.model.loss import HeadLosses
+from raymlc.training.evaluate import Workers
+from raymlc.training.state import Training
+from raymlc.training.step import Learner
+from raymlc.trial import TrialConfig
+from tests.benchmarks.input import CPU, processor, spread
+
+COUNTS = (1, 2, 4)
+SPOILING = {"OMP_NUM_THREADS": "8", "OMP_WAIT_POLICY": "ACTIVE"}
+
+
+def trial(backbone: str, seconds: float, begin: Barrier, rates: Any) -> None:
+    """Train for some seconds once all have come; tell the images a second."""
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    images_NHWC = rng.integers(0, 256, (64 * 100, 64, 64, 3), dtype=np.uint8)
+    cells = [str(one) for one in rng.integers(0, 10, len(images_NHWC))]
+    labels = Labels.learn({"digit": cells})
+    targets = labels.encode({"digit": cells})
+    config = TrialConfig(backbone=backbone, pretrained=False, image_size=64, epochs=99)
+    data = ImageSplit(images_NHWC, np.arange(len(images_NHWC)), targets)
+    training = Training(config, labels, CPU)
+    learner = Learner(training, HeadLosses(config, labels, targets, CPU), Workers())
+    learner.begin_epoch()
+    batches = training_batches(data, config, training.normalization, CPU, epoch=0)
+    for _ in range(3):
+        learner.step(next(batches))
+    begin.wait()
+    start, steps = time.monotonic(), 0
+    while time.monotonic() - start < seconds:
+        learner.step(next(batches))
+        steps += 1
+    rates.put(steps * config.batch_size / (time.monotonic() - start))
+
+
+def together(count: int, backbone: str, seconds: float) -> float:
+    """Images a second of so many trials at the same time."""
+    processes = multiprocessing.get_context("spawn")
+    begin, rates = processes.Barrier(count), processes.Queue()
+    running = [
+        processes.Process(target=trial, args=(backbone, seconds, begin, rates))
+        for _ in range(count)
+    ]
+    for process in running:
+        process.start()
+    total: float = sum(rates.get() for _ in running)
+    for process in running:
+        process.join()
+    return total
+
+
+def main() -> None:
+    """Run rounds and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--backbone", default="test_efficientnet")
+    parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    print(f"{processor()}, {os.cpu_count()} cores; {options.backbone}, n = {options.repeats}")
+    print("| OpenMP | trials | images/s of all | times one trial's |")
+    print("|---|---|---|---|")
+    for name, settings in {"as it is": {}, "spoilt": SPOILING}.items():
+        os.environ.update(settings)
+        rates: dict[int, list[float]] = {count: [] for count in COUNTS}
+        for _ in range(options.repeats):
+            for count in COUNTS:
+                rates[count].append(together(count, options.backbone, options.seconds))
+        for count in COUNTS:
+            ratios = [all_ / one for all_, one in zip(rates[count], rates[1], strict=True)]
+            images = statistics.median(rates[count])
+            print(f"| {name} | {count} | {images:.0f} | {spread(ratios)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
