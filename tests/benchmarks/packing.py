@@ -4,8 +4,8 @@ Command:   python tests/benchmarks/packing.py [--backbone NAME] [--seconds S] [-
 
 Each trial is a process that trains steps of a network at 64 pixels, batch 64, on random images, as
 a trial of a sweep does: with one thread, set as a sweep sets it. They begin together, and what
-counts is what each trains within the same seconds. A round has one, two and four trials, under the user's
-own OpenMP settings as they are and under ones that would spoil it (8 threads that spin).
+counts is what each trains within the same seconds. A round has one, two and four trials, under the
+OpenMP settings as they are and under ones that would spoil it (8 threads that spin).
 """
 
 import argparse
