@@ -19,6 +19,8 @@ from raymlc.errors import UserError, plain
 
 _Options = TypeVar("_Options")
 
+SPINS = "1000"  # of a thread that waits for others, before it sleeps
+
 
 def run_door(
     kind: type[_Options],
@@ -133,12 +135,12 @@ def share_cores() -> None:
     """Keep threads that wait for each other from taking cores that others need.
 
     To be called before torch is imported; other processes of a command inherit it. OpenMP's threads
-    wait by spinning. Beside one other busy process on 2 cores a step of tf_efficientnet_lite0 with
-    2 threads was 15 times slower, with fewer spins twice, and on idle cores it is a tenth slower
-    with them. Nothing is changed where the user has set either variable.
+    wait by spinning, which costs more than it saves where another process keeps a core busy, and
+    saves a little where none does: `tests/benchmarks/packing.py` measures both. Nothing is changed
+    where the user has set either variable.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "1000"
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def check_at_least_1(**values: int | None) -> None:

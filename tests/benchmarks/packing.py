@@ -5,13 +5,17 @@ Command:   python tests/benchmarks/packing.py [--backbone NAME] [--seconds S] [-
 Each trial is a process that trains steps of a network at 64 pixels, batch 64, on random images, as
 a trial of a sweep does: with one thread, set as a sweep sets it. They begin together, and what
 counts is what each trains within the same seconds. A round has one, two and four trials, under the
-OpenMP settings as they are and under ones that would spoil it (8 threads that spin).
+OpenMP settings as they are and under ones that would spoil it (8 threads that spin). After that, a
+single training with a thread for each core, alone and beside a process that keeps one core busy,
+with threads that wait as OpenMP has it and as raymlc's commands have it.
 """
 
 import argparse
 import multiprocessing
 import os
 import statistics
+import subprocess
+import sys
 import time
 from multiprocessing.synchronize import Barrier
 from typing import Any
@@ -21,6 +25,7 @@ import torch
 
 from raymlc.data.batches import training_batches
 from raymlc.data.store import ImageSplit
+from raymlc.door import SPINS
 from raymlc.labels import Labels
 from raymlc.model.loss import HeadLosses
 from raymlc.training.evaluate import Workers
@@ -33,9 +38,9 @@ COUNTS = (1, 2, 4)
 SPOILING = {"OMP_NUM_THREADS": "8", "OMP_WAIT_POLICY": "ACTIVE"}
 
 
-def trial(backbone: str, seconds: float, begin: Barrier, rates: Any) -> None:
+def trial(backbone: str, threads: int, seconds: float, begin: Barrier, rates: Any) -> None:
     """Train for some seconds once all have come; tell the images a second."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     rng = np.random.default_rng(0)
     images_NHWC = rng.integers(0, 256, (64 * 100, 64, 64, 3), dtype=np.uint8)
     cells = [str(one) for one in rng.integers(0, 10, len(images_NHWC))]
@@ -57,12 +62,12 @@ def trial(backbone: str, seconds: float, begin: Barrier, rates: Any) -> None:
     rates.put(steps * config.batch_size / (time.monotonic() - start))
 
 
-def together(count: int, backbone: str, seconds: float) -> float:
-    """Images a second of so many trials at the same time."""
+def together(count: int, backbone: str, seconds: float, threads: int = 1) -> float:
+    """Images a second of so many trials at the same time. threads: of each."""
     processes = multiprocessing.get_context("spawn")
     begin, rates = processes.Barrier(count), processes.Queue()
     running = [
-        processes.Process(target=trial, args=(backbone, seconds, begin, rates))
+        processes.Process(target=trial, args=(backbone, threads, seconds, begin, rates))
         for _ in range(count)
     ]
     for process in running:
@@ -71,6 +76,24 @@ def together(count: int, backbone: str, seconds: float) -> float:
     for process in running:
         process.join()
     return total
+
+
+def beside(backbone: str, seconds: float, repeats: int) -> None:
+    """Print what one training with all cores does alone and beside a busy process."""
+    cores = os.cpu_count() or 1
+    print("| threads that wait | alone, images/s | beside a busy process | n |")
+    print("|---|---|---|---|")
+    for name, settings in {"OpenMP's": {}, "raymlc's": {"GOMP_SPINCOUNT": SPINS}}.items():
+        for variable in ("GOMP_SPINCOUNT", *SPOILING):
+            os.environ.pop(variable, None)
+        os.environ.update(settings)
+        alone, shared = [], []
+        for _ in range(repeats):
+            alone.append(together(1, backbone, seconds, cores))
+            with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+                shared.append(together(1, backbone, seconds, cores))
+                busy.kill()
+        print(f"| {name} | {spread(alone, 0)} | {spread(shared, 0)} | {repeats} |", flush=True)
 
 
 def main() -> None:
@@ -93,6 +116,7 @@ def main() -> None:
             ratios = [all_ / one for all_, one in zip(rates[count], rates[1], strict=True)]
             images = statistics.median(rates[count])
             print(f"| {name} | {count} | {images:.0f} | {spread(ratios)} |", flush=True)
+    beside(options.backbone, options.seconds, options.repeats)
 
 
 if __name__ == "__main__":
