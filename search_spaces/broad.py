@@ -2,6 +2,7 @@
 
 Command:   python -m raymlc.tune --data <folder> --space search_spaces/broad.py --trials 100
 Backbone:  one of four, from ImageNet weights; made for a GPU
+Result:    none yet: no GPU was at hand
 """
 
 from optuna.trial import BaseTrial

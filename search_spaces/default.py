@@ -2,6 +2,9 @@
 
 Command:   python -m raymlc.tune --data <folder> --trials 32
 Backbone:  efficientnet_b0 from its pretrained weights; another with --set backbone=<timm model>
+Result:    on the first 4,000 + 1,000 rows of the product photos, 10 trials of up to 6 epochs of
+           tf_efficientnet_lite0 at 64 pixels: val/accuracy 0.722 (majority class 0.291) after 20
+           epochs in all, 19 minutes on 2 busy CPU cores; n = 1
 """
 
 from optuna.trial import BaseTrial

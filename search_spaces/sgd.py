@@ -2,6 +2,7 @@
 
 Command:   python -m raymlc.tune --data <folder> --space search_spaces/sgd.py --trials 32
 Backbone:  efficientnet_b0 from its pretrained weights; another with --set backbone=<timm model>
+Result:    none yet
 """
 
 from optuna.trial import BaseTrial
