@@ -22,11 +22,10 @@ from raymlc.labels import Head, Labels
 from raymlc.model.network import build_network
 from raymlc.search.place import engine_url
 from raymlc.trial import TrialConfig
-from tests.search.postgres import PASSWORD, Postgres
+from tests.search.postgres import PASSWORD, Postgres, serving
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "raymlc").rglob("*.py")) + sorted((ROOT / "search_spaces").glob("*.py"))
-PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
 # What makes objects of what it reads, or runs it; and where a user chose code, or it is but named.
 READS_CODE = {
@@ -125,15 +124,8 @@ def space(trial):
 
 @pytest.fixture
 def server() -> Iterator[Postgres]:
-    if not PROGRAMS:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
-    server = Postgres(PROGRAMS[-1].parent)
-    try:
-        server.start()
+    with serving() as server:
         yield server
-    finally:
-        server.remove()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torch.nn import functional
 
+import raymlc.training.inference as inference
 import raymlc.training.scoring as scoring
 from raymlc.data.batches import Normalization
 from raymlc.data.store import decode, open_split
@@ -640,13 +641,17 @@ def test_out_of_memory_halves_the_batch_of_mistakes_too(
     folder = checkpoint(tmp_path / "best")
     assert command(data, folder, "--mistakes", tmp_path / "m") == 0
 
+    sizes: list[int] = []
+
     def batches_or_fail(*arguments: Any, **named: Any) -> Any:
+        sizes.append(named["batch_size"])
         if named["batch_size"] > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return seen_batches(*arguments, **named)
 
-    monkeypatch.setattr(scoring, "seen_batches", batches_or_fail)
+    monkeypatch.setattr(inference, "seen_batches", batches_or_fail)
     assert command(data, folder, "--mistakes", tmp_path / "n") == 0
+    assert sizes[0] > 3 >= sizes[-1]
     for head, told in mistakes_of(tmp_path / "n").items():
         assert_same(told, mistakes_of(tmp_path / "m")[head])
 

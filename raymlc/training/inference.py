@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
+from raymlc.data.batches import Batch
+from raymlc.data.store import ImageSplit
 from raymlc.errors import UserError, one_line
 from raymlc.training.checkpoint import Checkpoint
+from raymlc.training.evaluate import seen_batches
 from raymlc.trial import TrialConfig
 
 _Result = TypeVar("_Result")
@@ -43,6 +47,27 @@ def placed(checkpoint: Checkpoint, device: torch.device) -> Checkpoint:
     layout = torch.channels_last if checkpoint.config.channels_last else torch.contiguous_format
     network = checkpoint.network.to(device, memory_format=layout)  # type: ignore[call-overload]
     return dataclasses.replace(checkpoint, network=network.eval())
+
+
+def checkpoint_batches(
+    checkpoint: Checkpoint, images: ImageSplit, device: torch.device, size: int, flip: bool = False
+) -> Iterator[tuple[dict[str, Tensor], Batch]]:
+    """What a `placed` checkpoint says of images, seen as its trial evaluates them: `seen_batches`.
+
+    size: images a batch.
+    """
+    config = checkpoint.config
+    return seen_batches(
+        checkpoint.network,
+        images,
+        checkpoint.normalization,
+        device,
+        batch_size=size,
+        precision=precision_on(device, config),
+        eval_crop=config.eval_crop,
+        interpolation=config.interpolation,
+        flip=flip,
+    )
 
 
 def at_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:

@@ -18,8 +18,7 @@ from raymlc.data.store import ImageSplit
 from raymlc.data.table import Split
 from raymlc.labels import MISSING, Head
 from raymlc.training.checkpoint import Checkpoint
-from raymlc.training.evaluate import seen_batches
-from raymlc.training.inference import BatchSize, placed, precision_on
+from raymlc.training.inference import BatchSize, checkpoint_batches, placed
 
 
 @dataclass(frozen=True)
@@ -85,19 +84,8 @@ def _found(
     size: int,
     flip: bool,
 ) -> list[_Found]:
-    config = checkpoint.config
     found = [_Found(head, most) for head in checkpoint.labels.heads]
-    for logits, batch in seen_batches(
-        checkpoint.network,
-        images,
-        checkpoint.normalization,
-        device,
-        batch_size=size,
-        precision=precision_on(device, config),
-        eval_crop=config.eval_crop,
-        interpolation=config.interpolation,
-        flip=flip,
-    ):
+    for logits, batch in checkpoint_batches(checkpoint, images, device, size, flip):
         for one in found:
             one.add(logits[one.head.name].float(), batch.targets[one.head.name])
     return found

@@ -23,9 +23,9 @@ from raymlc.metric import metric_names
 from raymlc.model.start import LABELS
 from raymlc.training.calibration import Calibration, fit_calibration
 from raymlc.training.checkpoint import Checkpoint, find
-from raymlc.training.evaluate import evaluate, seen_batches
+from raymlc.training.evaluate import evaluate
 from raymlc.training.files import read_labels
-from raymlc.training.inference import BatchSize, at_size, placed, precision_on
+from raymlc.training.inference import BatchSize, at_size, checkpoint_batches, placed, precision_on
 from raymlc.training.mistakes import Mistakes, mistakes_on
 
 CALIBRATION_ROWS = 10_000  # for one number a head, and some thresholds
@@ -124,6 +124,14 @@ class Scorer:
         return mistakes_on(split, images, checkpoint, self.device, most, sizes, self.flip)
 
 
+def sampled(images: ImageSplit) -> ImageSplit:
+    """The images, or CALIBRATION_ROWS of them, evenly spread."""
+    if len(images) <= CALIBRATION_ROWS:
+        return images
+    rows_N = np.linspace(0, len(images) - 1, CALIBRATION_ROWS).astype(np.int64)
+    return replace(images, places_N=images.places_N[rows_N], targets=images.targets.take(rows_N))
+
+
 def calibrated(
     checkpoint: Checkpoint,
     images: ImageSplit,
@@ -138,10 +146,7 @@ def calibrated(
     batch_size, say: as `Scorer` has them.
     Raises UserError where the device has not the memory for one image.
     """
-    rows = np.arange(len(images))
-    if len(rows) > CALIBRATION_ROWS:
-        rows = np.linspace(0, len(rows) - 1, CALIBRATION_ROWS).astype(np.int64)
-        images = replace(images, places_N=images.places_N[rows], targets=images.targets.take(rows))
+    images = sampled(images)
     checkpoint = placed(checkpoint, device)
     logits = BatchSize(batch_size or checkpoint.config.batch_size, say).run(
         lambda size: _logits(checkpoint, images, device, size)
@@ -153,18 +158,8 @@ def _logits(
     checkpoint: Checkpoint, images: ImageSplit, device: torch.device, size: int
 ) -> dict[str, Tensor]:
     """Of every row, (N, K) a head, float32, on the CPU."""
-    config = checkpoint.config
     parts: dict[str, list[Tensor]] = {head: [] for head in checkpoint.labels.names}
-    for logits, _ in seen_batches(
-        checkpoint.network,
-        images,
-        checkpoint.normalization,
-        device,
-        batch_size=size,
-        precision=precision_on(device, config),
-        eval_crop=config.eval_crop,
-        interpolation=config.interpolation,
-    ):
+    for logits, _ in checkpoint_batches(checkpoint, images, device, size):
         for head, part in parts.items():
             part.append(logits[head].float().cpu())
     return {head: torch.cat(part) for head, part in parts.items()}

@@ -18,6 +18,7 @@ from raymlc.search.read import OPEN, Told
 from raymlc.search.study import METRICS
 from raymlc.search.verdict import Outcome
 from raymlc.watch.confusion import Confusion
+from raymlc.watch.standing import duration
 
 LEAST = 10  # complete trials; of fewer no importance is told
 TOP = 0.25  # share of the complete trials that count as good; PED-ANOVA wants some in it
@@ -189,7 +190,8 @@ def sentences(sweep: Sweep) -> list[str]:
         share = cost.saved_epochs / cost.whole
         lines.append(
             f"Early stopping saved {cost.saved_epochs:,} of {cost.whole:,} epochs ({share:.0%}),"
-            f" about {span(cost.saved_seconds)} of training and {cost.saved_images:,.0f} images."
+            f" about {duration(cost.saved_seconds)} of training and"
+            f" {cost.saved_images:,.0f} images."
         )
     lines.append(_mattered(sweep))
     return [*lines, *_finals(sweep)]
@@ -221,16 +223,16 @@ def _how_long(sweep: Sweep) -> str:
     day = time.strftime("%Y-%m-%d %H:%M", time.localtime(start))
     if sweep.open:
         took = (
-            f"It began on {day} and had not ended {span(sweep.written - start)} later, when this"
-            " page was written"
+            f"It began on {day} and had not ended {duration(sweep.written - start)} later, when"
+            " this page was written"
         )
     else:
         last = max(ended, default=start)
-        took = f"It began on {day}, and its last trial ended {span(last - start)} later"
+        took = f"It began on {day}, and its last trial ended {duration(last - start)} later"
     cost = cost_of(sweep.told)
     known = "; those that ended took" if sweep.open else "; all took"
     return (
-        f"{took}{known} {span(cost.seconds)} together and saw {cost.images:,.0f} images in"
+        f"{took}{known} {duration(cost.seconds)} together and saw {cost.images:,.0f} images in"
         f" {_count(cost.epochs, 'epoch')}."
     )
 
@@ -295,15 +297,6 @@ def why_none(importance: Importance | None) -> str:
             f" {LEAST}"
         )
     return "what mattered most cannot be told: one parameter was searched, or all did equally well"
-
-
-def span(seconds: float) -> str:
-    """Seconds as people say them, such as "3 min 20 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _and(names: Sequence[str]) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from raymlc.metric import higher_is_better, objectives, score_of
 from raymlc.search.read import OPEN, Told
-from raymlc.watch.findings import LEAST, STATES, TOP, Sweep, cost_of, kind_of, span, why_none
+from raymlc.watch.findings import LEAST, STATES, TOP, Sweep, cost_of, kind_of, why_none
 from raymlc.watch.markup import Node, header, node, note, row, table
 from raymlc.watch.progress import brief
+from raymlc.watch.standing import duration
 
 
 def leaderboard(sweep: Sweep) -> list[Node]:
@@ -79,7 +80,7 @@ def cost(sweep: Sweep) -> list[Node]:
     finals += sweep.outcome.failed
     if finals:
         epochs, seconds = sum(one.epochs for one in finals), sum(one.seconds for one in finals)
-        rows.append(row("finals", f"{len(finals)}", f"{epochs:,}", "", span(seconds)))
+        rows.append(row("finals", f"{len(finals)}", f"{epochs:,}", "", duration(seconds)))
     total = cost_of(sweep.told)
     parts = [
         table("Cost", header("trials", "count", "epochs", "images", "time"), rows),
@@ -89,7 +90,7 @@ def cost(sweep: Sweep) -> list[Node]:
         words = (
             f"Without early stopping it would have been {total.whole:,} epochs; it saved"
             f" {total.saved_epochs:,} of them, {total.saved_images:,.0f} images and about"
-            f" {span(total.saved_seconds)}, at the pace of each trial that was stopped."
+            f" {duration(total.saved_seconds)}, at the pace of each trial that was stopped."
         )
         parts.append(node("p", {}, words))
     nodes = {
@@ -116,7 +117,9 @@ def _hours(sweep: Sweep, seconds: float) -> str:
 
 def _cost_row(name: str, those: Sequence[Told]) -> Node:
     its = cost_of(those)
-    return row(name, f"{len(those):,}", f"{its.epochs:,}", f"{its.images:,.0f}", span(its.seconds))
+    return row(
+        name, f"{len(those):,}", f"{its.epochs:,}", f"{its.images:,.0f}", duration(its.seconds)
+    )
 
 
 def number(value: float) -> str:
@@ -127,7 +130,7 @@ def number(value: float) -> str:
 def _time(seconds: float) -> Node:
     if math.isnan(seconds):
         return node("td")
-    return node("td", {"data-v": f"{seconds:.1f}"}, span(seconds))  # to be sorted by
+    return node("td", {"data-v": f"{seconds:.1f}"}, duration(seconds))  # to be sorted by
 
 
 def _score(one: Told, metric: str) -> str:

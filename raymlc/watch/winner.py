@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from raymlc.data.store import BrokenImages, open_split
@@ -16,7 +14,7 @@ from raymlc.training.checkpoint import load_checkpoint
 from raymlc.training.inference import BatchSize, choose_device
 from raymlc.training.mistakes import Mistakes, mistakes_on
 from raymlc.training.run import BEST
-from raymlc.training.scoring import CALIBRATION_ROWS
+from raymlc.training.scoring import sampled
 from raymlc.trial import TrialConfig
 from raymlc.watch.confusion import read_confusion
 from raymlc.watch.drawing import draw_confusion, draw_mistakes
@@ -45,12 +43,10 @@ def show_winner(
             return
         split = table.splits["val"]
         config = checkpoint.config
-        images = open_split(split, config.image_size, cache, broken, partial(track, console))
+        images = sampled(
+            open_split(split, config.image_size, cache, broken, partial(track, console))
+        )
         split = split.take(images.places_N.tolist())
-        if len(images) > CALIBRATION_ROWS:
-            rows_N = np.linspace(0, len(images) - 1, CALIBRATION_ROWS).astype(np.int64)
-            split = split.take(rows_N.tolist())
-            images = replace(images, places_N=images.places_N[rows_N], targets=split.targets)
         sizes = BatchSize(config.batch_size, say)
         device = choose_device("auto")
         found = mistakes_on(split, images, checkpoint, device, MOST_MISTAKES, sizes)

@@ -34,10 +34,9 @@ from raymlc.training.checkpoint import load_history
 from raymlc.tune import main
 from raymlc.watch.recorder import trial_folder
 from tests.cluster.test_sweep import resources_held
-from tests.search.postgres import Postgres
+from tests.search.postgres import serving
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 SPACE = """
 from raymlc.trial import TrialConfig
 def space(trial):
@@ -123,12 +122,7 @@ def study(request: pytest.FixtureRequest) -> Iterator[str | None]:
     if request.param == "journal":
         yield None
         return
-    if not PROGRAMS:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
-    server = Postgres(PROGRAMS[-1].parent)
-    try:
-        server.start()
+    with serving() as server:
         name = f"study{secrets.token_hex(4)}"
         engine = create_engine(
             engine_url(make_url(server.url("postgres"))), isolation_level="AUTOCOMMIT"
@@ -137,8 +131,6 @@ def study(request: pytest.FixtureRequest) -> Iterator[str | None]:
             connection.execute(text(f"CREATE DATABASE {name}"))
         engine.dispose()
         yield server.url(name)
-    finally:
-        server.remove()
 
 
 def trials_of(study: str | None, folder: Path) -> list[FrozenTrial]:

@@ -8,10 +8,14 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from sqlalchemy.engine import URL
 
+PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 USER, PASSWORD = "me", "p@ss/w{o}rd:%40"
 
 
@@ -77,3 +81,17 @@ class Postgres:
             timeout=120,
         )
         assert done.returncode == 0, f"{program} failed; see {self._folder}"
+
+
+@contextmanager
+def serving() -> Iterator[Postgres]:
+    """A server that runs for the block; the test is skipped where none can be had."""
+    if not PROGRAMS:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    server = Postgres(PROGRAMS[-1].parent)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()

@@ -30,10 +30,9 @@ from raymlc.search.space import load_space
 from raymlc.search.storage import open_storage, open_study
 from raymlc.search.study import StudyBook
 from raymlc.search.transfer import respaced
-from tests.search.postgres import PASSWORD, Postgres
+from tests.search.postgres import PASSWORD, Postgres, serving
 
 ACCURACY = "val/accuracy"
-PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 
 SPACE = """
 from raymlc.trial import TrialConfig
@@ -90,15 +89,8 @@ def databases_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Postgres]:
-    if not PROGRAMS:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
-    server = Postgres(PROGRAMS[-1].parent)
-    try:
-        server.start()
+    with serving() as server:
         yield server
-    finally:
-        server.remove()
 
 
 def execute(running: Postgres, statement: str) -> None:

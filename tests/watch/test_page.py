@@ -18,9 +18,10 @@ from raymlc.search.transfer import take_over
 from raymlc.trial import TrialConfig
 from raymlc.watch.confusion import Confusion, confusions, read_confusion
 from raymlc.watch.figures import Axis, name_axis, number_axis
-from raymlc.watch.findings import LEAST, cost_of, sentences, span
+from raymlc.watch.findings import LEAST, cost_of, sentences
 from raymlc.watch.markup import html_of, node
 from raymlc.watch.page import page
+from raymlc.watch.standing import duration
 from tests.watch.made import ACCURACY, EPOCHS, Made, Page, ask
 
 ALWAYS = [
@@ -461,7 +462,7 @@ def test_an_axis_of_names_has_a_place_for_each() -> None:
     ("seconds", "said"), [(0, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
 )
 def test_time_is_said_as_people_do(seconds: float, said: str) -> None:
-    assert span(seconds) == said
+    assert duration(seconds) == said
 
 
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")
