@@ -37,11 +37,11 @@ from tests.cluster.test_sweep import resources_held
 from tests.search.postgres import serving
 
 ROOT = Path(__file__).parents[2]
-SPACE = """
+FIXED = {"backbone": "test_convnext", "pretrained": False, "image_size": 48, "batch_size": 32}
+SPACE = f"""
 from raymlc.trial import TrialConfig
 def space(trial):
-    return TrialConfig(backbone="test_convnext", pretrained=False, image_size=48, batch_size=32,
-                       epochs=2, lr=trial.suggest_float("lr", 1e-3, 1e-2))
+    return TrialConfig(**{FIXED}, epochs=2, lr=trial.suggest_float("lr", 1e-3, 1e-2))
 """
 # In each process of the node "two", as long as a file of that name lies beside this one.
 SPOILED = """
@@ -263,13 +263,17 @@ def test_a_sweep_goes_on_without_a_node_that_is_killed_with_the_trial_it_ran(
     nodes: Nodes, drawn: Path, tmp_path: Path
 ) -> None:
     space, folder = tmp_path / "space.py", tmp_path / "runs" / "mine"
-    space.write_text(SPACE.replace("epochs=2", "epochs=8"))
+    space.write_text(SPACE.replace("epochs=2", 'epochs=trial.suggest_int("epochs", 8, 40)'))
+    # The first trial lasts until the second trains: then each of them is on a node of its own.
+    epochs = {0: 40, 1: 8}
+    for number, count in epochs.items():
+        (tmp_path / f"{number}.json").write_text(json.dumps(FIXED | {"lr": 2e-3, "epochs": count}))
     process = subprocess.Popen(
         [
             sys.executable, "-m", "raymlc.tune", "--address", nodes.address, "--data", drawn,
             "--space", space, "--trials", "2", "--concurrency", "2", "--pruner", "none",
             "--sampler", "random", "--cache", "~/cache", "--output", folder.parent,
-            "--name", folder.name,
+            "--name", folder.name, "--enqueue", tmp_path / "0.json", tmp_path / "1.json",
         ],
         env={**os.environ, "HOME": str(nodes.homes["head"])}, cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -281,7 +285,7 @@ def test_a_sweep_goes_on_without_a_node_that_is_killed_with_the_trial_it_ran(
         return {line["trial"] for line in map(json.loads, lines) if line["event"] == event}
 
     while told("epoch") != {0, 1}:
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     nodes.kill("two")
     said, _ = process.communicate(timeout=400)
@@ -290,6 +294,6 @@ def test_a_sweep_goes_on_without_a_node_that_is_killed_with_the_trial_it_ran(
     assert f"trial {lost} lost its process, and goes on from its last epoch" in said
     for trial in trials_of(None, folder):
         assert trial.state.name == "COMPLETE"
-        assert list(trial.intermediate_values) == list(range(1, 9))
+        assert list(trial.intermediate_values) == list(range(1, epochs[trial.number] + 1))
         history = load_history(trial_folder(folder, trial.number) / "last")
-        assert [row["epoch"] for row in history] == list(range(1, 9))
+        assert [row["epoch"] for row in history] == list(trial.intermediate_values)

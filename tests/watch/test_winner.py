@@ -200,16 +200,20 @@ def test_tensorboard_in_a_browser_has_the_charts_of_the_heads(trials: Path, tmp_
         drawn = fetched(f"{url}{chart}", run="0001", tag=regex)
         assert all(f'"val/accuracy/{head}"' in drawn for head in HEADS)
         assert "balanced" not in drawn
-        done = subprocess.run(
-            [
-                str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-                "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,2000",
-                "--virtual-time-budget=20000", "--dump-dom",
-                f"{url}?tagFilter=^val/accuracy#timeseries",
-            ],
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
-        page = done.stdout
-    titles = set(re.findall(r'title="([^"]+)"', page))
-    assert {f"val/accuracy/{head}" for head in HEADS} <= titles
+        wanted = {f"val/accuracy/{head}" for head in HEADS}
+        # Its clock jumps ahead where the page waits, at times past an answer that comes late.
+        for attempt in range(6):
+            done = subprocess.run(
+                [
+                    str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+                    "--disable-background-networking", "--disable-component-update",
+                    "--disable-sync", f"--user-data-dir={tmp_path / str(attempt)}",
+                    "--window-size=1400,2000", "--virtual-time-budget=20000", "--dump-dom",
+                    f"{url}?tagFilter=^val/accuracy#timeseries",
+                ],
+                capture_output=True, text=True, timeout=120, check=True,
+            )  # fmt: skip
+            titles = set(re.findall(r'title="([^"]+)"', done.stdout))
+            if wanted <= titles:
+                break
+    assert wanted <= titles
