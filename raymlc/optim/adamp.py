@@ -183,6 +183,7 @@ class _Batch:
                 state[name] = part
         self.grad, self.update, self.work = (FlatArray(memory[:size], params) for memory in scratch)
         self.pairs = matrices_of(scratch[1:, :size], params)  # update and copied weights as one
+        self.step_count = scratch.new_zeros((), dtype=torch.float32)
         self.sum_dtype = torch.promote_types(scratch.dtype, torch.float32)
         if self.is_weights:
             self._index_rows()
@@ -206,31 +207,43 @@ class _Batch:
         steps = self.states[0]["step"] + 1
         for state in self.states:
             state["step"] = steps
-        beta1, beta2 = group["betas"]
-        mean_correction = 1 - beta1**steps
-        rms_correction = math.sqrt(1 - beta2**steps)
-        grad, exp_avg, exp_avg_sq = self.grad.flat, self.exp_avg.flat, self.exp_avg_sq.flat
-        update, denominator = self.update.flat, self.work.flat
-
+        self.step_count.fill_(steps)
         torch._foreach_copy_(self.grad.parts, [p.grad for p in self.params if p.grad is not None])
-        exp_avg.lerp_(grad, 1 - beta1)
-        exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        # Both corrections wait until the update is taken: that saves a pass over all elements.
-        torch.sqrt(exp_avg_sq, out=denominator).add_(group["eps"] * rms_correction)
-        if group["nesterov"]:
-            torch.lerp(exp_avg, grad, 1 - beta1, out=update).div_(denominator)
-        else:
-            torch.div(exp_avg, denominator, out=update)
-        correction = rms_correction / mean_correction
-
-        decay = group["weight_decay"] / correction
+        self._adam(group, steps)
         if self.is_weights:
-            self._project(group, decay)
-        elif decay > 0:
-            torch._foreach_add_(self.update.parts, self.params, alpha=decay)
-        torch._foreach_add_(self.params, self.update.parts, alpha=-group["lr"] * correction)
+            self._project(group)
+        elif group["weight_decay"] > 0:
+            torch._foreach_add_(self.update.parts, self.params, alpha=group["weight_decay"])
+        torch._foreach_add_(self.params, self.update.parts, alpha=-group["lr"])
 
-    def _project(self, group: dict[str, Any], decay: float) -> None:
+    def _adam(self, group: dict[str, Any], steps: int) -> None:
+        """Take in the gradient and leave Adam's update of lr 1, in one pass over all elements.
+
+        Torch's fused Adam moves a parameter along the first moment m; with Nesterov's it has to be
+        b1 m + (1 - b1) g, which is m after a step with b1^2 from the same m before. So it takes
+        that step, and m is got back from it.
+        """
+        beta1, beta2 = group["betas"]
+        ahead = group["nesterov"] and beta1 > 0
+        torch._fused_adam_(
+            [self.update.flat.zero_()],
+            [self.grad.flat],
+            [self.exp_avg.flat],
+            [self.exp_avg_sq.flat],
+            [],
+            [self.step_count],
+            lr=-(1 - beta1 ** (2 * steps)) / (1 - beta1**steps) if ahead else -1.0,
+            beta1=beta1**2 if ahead else beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+        if ahead:
+            self.exp_avg.flat.lerp_(self.grad.flat, 1 - 1 / beta1)
+
+    def _project(self, group: dict[str, Any]) -> None:
         """Take the part along the weight off the update's rows that pass; add weight decay."""
         params = self.work
         torch._foreach_copy_(params.parts, self.params)
@@ -247,6 +260,7 @@ class _Batch:
         )
 
         shares_R, projected_T = self._shares(sums_RS, group["delta"], group["eps"])
+        decay = group["weight_decay"]
         if decay > 0:
             weaker_R = shares_R - decay * group["wd_ratio"]
             shares_R = torch.where(projected_T[self.weight_R], weaker_R, shares_R - decay)
