@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -45,12 +46,19 @@ def matrices_of(memory: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
 class FlatArray:
     """A number for each element of some parameters, which are sorted by kind, in one flat array.
 
-    parts: a view for each parameter, in its shape.
+    parts: a view for each parameter, in its shape and, if that is channels_last, its order: the
+        elements of a row are the same in every order, and copies are faster in one.
     matrices: a view for each kind, with a row for each row of the parameters of that kind.
     """
 
     def __init__(self, flat: Tensor, params: Sequence[Tensor]) -> None:
         self.flat = flat
         parts = flat.split_with_sizes([param.numel() for param in params])
-        self.parts = [part.view(param.shape) for part, param in zip(parts, params, strict=True)]
+        self.parts = [_shaped(part, param) for part, param in zip(parts, params, strict=True)]
         self.matrices = matrices_of(flat, params)
+
+
+def _shaped(part: Tensor, param: Tensor) -> Tensor:
+    if param.is_contiguous(memory_format=torch.channels_last):
+        return part.as_strided(param.shape, param.stride())
+    return part.view(param.shape)

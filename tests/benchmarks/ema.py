@@ -4,10 +4,10 @@ Command:   python tests/benchmarks/ema.py [--repeats N]
 
 Both average the same timm backbone on one thread. CPU-seconds are paired: one after the other,
 the order swapped each time; timm's has `foreach` on, as by default. The first updates are left out.
+The floor is one call on two arrays of as many numbers, as if the model were a single parameter.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
@@ -16,6 +16,7 @@ import torch
 from timm.utils import ModelEmaV3
 
 from raymlc.model.ema import EMA
+from tests.benchmarks.adamp import spread
 
 DECAY = 0.998
 WARM_UP = 3  # updates
@@ -29,14 +30,17 @@ def cpu_seconds(update: Callable[[], object]) -> float:
 
 
 def compare(backbone: str, repeats: int) -> None:
-    """Print both costs and their paired ratio, median and range."""
+    """Print the costs and the paired ratios."""
     torch.manual_seed(0)
     model = timm.create_model(backbone)
     ours = EMA(model, DECAY)
     theirs = ModelEmaV3(model, decay=DECAY, use_warmup=True)
+    average = torch.cat([p.detach().flatten() for p in model.state_dict().values() if p.ndim])
+    weights = average.clone()
     updates: dict[str, Callable[[], object]] = {
         "timm": lambda: theirs.update(model, step=ours.updates),
         "ours": ours.update,
+        "floor": lambda: average.lerp_(weights, 1 - DECAY),
     }
     seconds: dict[str, list[float]] = {name: [] for name in updates}
     for repeat in range(WARM_UP + repeats):
@@ -44,13 +48,13 @@ def compare(backbone: str, repeats: int) -> None:
             spent = cpu_seconds(updates[name])
             if repeat >= WARM_UP:
                 seconds[name].append(spent)
-    ratios = [t / own for t, own in zip(seconds["timm"], seconds["ours"], strict=True)]
-    medians = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
-    print(
-        f"{backbone}, n = {repeats}: timm {medians['timm']:.2f}, ours {medians['ours']:.2f} CPU-ms"
-        f" an update; timm's divided by ours {statistics.median(ratios):.2f}"
-        f" [{min(ratios):.2f}–{max(ratios):.2f}]"
-    )
+    print(f"{backbone}, n = {repeats}, CPU-ms an update: median [range]")
+    for name, own in seconds.items():
+        ratios = [t / o for t, o in zip(seconds["timm"], own, strict=True)]
+        print(
+            f"  {name:5}  {spread([1000 * value for value in own], 2)},"
+            f" timm's divided by it {spread(ratios, 2)}"
+        )
 
 
 def main() -> None:

@@ -249,7 +249,7 @@ def test_parameters_without_gradient_are_skipped_and_join_later_as_in_timm() -> 
 
 def test_channels_last_takes_the_same_steps_as_contiguous() -> None:
     shapes = [(8, 4, 3, 3), (6, 1, 3, 3), (5, 8, 1, 1), (4, 6)]
-    contiguous = weights_of(shapes, torch.float32)
+    contiguous = weights_of(shapes, torch.float64)
     strided = [
         nn.Parameter(
             param.detach().to(memory_format=torch.channels_last)
@@ -267,8 +267,7 @@ def test_channels_last_takes_the_same_steps_as_contiguous() -> None:
             twin.grad = torch.empty_like(twin).copy_(param.grad)
         for optimizer in optimizers:
             optimizer.step()
-    for param, twin in zip(contiguous, strided, strict=True):
-        assert torch.equal(param, twin)
+    assert_all_close(contiguous, strided, rtol=1e-12, atol=1e-13)  # sums add in another order
     assert not strided[0].is_contiguous()
 
 
