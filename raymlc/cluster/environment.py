@@ -18,6 +18,10 @@ def prepare_environment(own_ray: bool) -> None:
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         # How long an epoch's report waits to be seen, in seconds; it would be 2.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+        # A trial goes on from its last epoch wherever it was: an actor a trial that waits for word
+        # that its node will go, and meters of each worker, would only delay its start.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
         # Tune's newer terminal output draws a box a trial however quiet it is asked to be.
         "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_USAGE_STATS_ENABLED": "0",

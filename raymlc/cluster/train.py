@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,10 +13,11 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2.api.callback import UserCallback
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from torch.nn.parallel import DistributedDataParallel
 
+from raymlc.cluster.controller import HandOver, ToMailbox
+from raymlc.cluster.mailbox import LOST, NOTHING, Mailbox
 from raymlc.cluster.watchdog import Watchdog
 from raymlc.cluster.worker import (
     FAILURES,
@@ -37,8 +37,6 @@ METRICS = "metrics"  # in a trial's result, an epoch's metrics, apart from what 
 NODE = "node"  # beside them, the host of the trial's own process
 FAILURE = "failure"  # in their place, why the trial cannot go on
 UNWRITABLE = "unwritable"  # in their place, why no trial of the sweep can
-_NOTHING = -1  # in place of a wanted epoch, where the trial has failed
-_LOST = "lost"  # in their place, what Ray told of the last worker that was lost
 _ABORT_SECONDS = 60.0
 
 
@@ -56,11 +54,11 @@ class TorchTrainerEpochs(Iterator[dict[str, float]]):
         self, job: Job, folder: Path, config: TrialConfig, workers: int, cpus: float, gpus: float
     ) -> None:
         self._folder = folder
-        self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, max_concurrency=16).remote()
+        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=16).remote(TRIES)
         self._epoch = 0
         self._epochs = config.epochs
         resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             _train_loop,
             train_loop_config={
                 "job": job,
@@ -79,7 +77,7 @@ class TorchTrainerEpochs(Iterator[dict[str, float]]):
                     # The mailbox counts those that are losses; the rest halve the images.
                     max_failures=TRIES + config.batch_size.bit_length()
                 ),
-                callbacks=[_ToMailbox(self._mailbox), _HandOver(self._mailbox)],
+                callbacks=[ToMailbox(self._mailbox), HandOver(self._mailbox)],
             ),
         )
         self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
@@ -91,8 +89,8 @@ class TorchTrainerEpochs(Iterator[dict[str, float]]):
         item: dict[str, Any] = ray.get(self._mailbox.get.remote(self._epoch + 1))
         if FAILURE in item:
             raise TrialFailed(item[FAILURE])
-        if _LOST in item:
-            raise TrialFailed(loss_line(self._folder, item[_LOST]))
+        if LOST in item:
+            raise TrialFailed(loss_line(self._folder, item[LOST]))
         if UNWRITABLE in item:
             raise Unwritable(item[UNWRITABLE])
         self._epoch = int(item["epoch"])
@@ -119,82 +117,12 @@ class TorchTrainerEpochs(Iterator[dict[str, float]]):
             self._mailbox.put.remote({FAILURE: line})
 
 
-class _Mailbox:
-    """Where the trial's process and its rank-0 worker meet: one asks, the other tells."""
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Without the actor for datasets of Ray's, which has nothing to do here and starts first."""
 
-    def __init__(self) -> None:
-        self._items: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._wanted = 0
-        self._micro_batch_size = 0  # of all workers, once one lacked memory
-        self._lacks_memory = False
-        self._losses = 0
-        self._asked = asyncio.Condition()
-        self._controller: asyncio.Future[Any] = asyncio.get_event_loop().create_future()
-
-    async def get(self, epoch: int) -> dict[str, Any]:
-        async with self._asked:
-            self._wanted = epoch
-            self._asked.notify_all()
-        return await self._items.get()
-
-    async def put(self, item: dict[str, Any]) -> None:
-        self._items.put_nowait(item)
-
-    async def wanted(self) -> int:
-        return self._wanted
-
-    async def wait_until_wanted(self, epoch: int) -> None:
-        async with self._asked:
-            await self._asked.wait_for(lambda: self._wanted >= epoch)
-
-    async def lack_memory(self, micro_batch_size: int) -> None:
-        self._micro_batch_size = micro_batch_size
-        self._lacks_memory = True
-
-    async def lose(self, told: str) -> None:
-        if self._lacks_memory:
-            self._lacks_memory = False
-            return
-        self._losses += 1
-        if self._losses == TRIES:
-            self._wanted = _NOTHING
-            self._items.put_nowait({_LOST: told})
-
-    async def micro_batch_size(self) -> int:
-        return self._micro_batch_size
-
-    async def hand_over(self, controller: Any) -> None:
-        if not self._controller.done():
-            self._controller.set_result(controller)
-
-    async def controller(self) -> Any:
-        return await self._controller
-
-
-class _ToMailbox(UserCallback):  # type: ignore[misc]
-    """In the controller: passes on what rank 0 reported, and that workers were lost."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
-    ) -> None:
-        self._mailbox.put.remote(metrics[0])
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        told = (f"worker {rank}: {error}\n" for rank, error in worker_exceptions.items())
-        self._mailbox.lose.remote("\n".join(told))
-
-
-class _HandOver(ControllerCallback):  # type: ignore[misc]
-    """In the controller: gives the trial's process a handle by which to end it."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        self._mailbox.hand_over.remote(ray.get_runtime_context().current_actor)
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
 
 
 def _all_reduce(tensor: torch.Tensor) -> None:
@@ -219,7 +147,7 @@ def _train_loop(given: dict[str, Any]) -> None:
     )
     mailbox = given["mailbox"]
     first = ray.get(mailbox.wanted.remote())  # later than 1 after a restart
-    if first == _NOTHING:
+    if first == NOTHING:
         return
     config = TrialConfig.from_dict(given["config"])
     if micro_batch_size := ray.get(mailbox.micro_batch_size.remote()):
