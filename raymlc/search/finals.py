@@ -118,6 +118,10 @@ class FinalsBook:
         """Nothing: no final waits for others."""
         return []
 
+    def row(self, number: int) -> Row:
+        """One final, as `rows` has it."""
+        return next(row for row in self.rows() if row.number == number)
+
     def rows(self) -> list[Row]:
         """Every final that has ended or runs, those with the best score first."""
         ended = [

@@ -46,6 +46,7 @@ class RungPruner(optuna.pruners.BasePruner):
         self._longest = longest
         self._factor = factor
         self._fractions = fractions(first, factor)[:-1]
+        self._seen: dict[int, tuple[FrozenTrial, list[dict[int, float]]]] = {}
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether `trial` ends with the epoch that it reported last."""
@@ -74,8 +75,16 @@ class RungPruner(optuna.pruners.BasePruner):
         return 1 + max(0, there - 2) // self._factor
 
     def _losses(self, study: optuna.Study) -> list[dict[int, float]]:
-        trials = [t for t in study.get_trials(deepcopy=False) if ASIDE not in t.user_attrs]
-        return losses(trials, self._fractions, self._longest, study.direction)
+        rungs: list[dict[int, float]] = [{} for _ in self._fractions]
+        for trial in study.get_trials(deepcopy=False):
+            seen, alone = self._seen.get(trial.number, (None, []))
+            if seen is not trial:  # a storage never changes a trial, but puts another in its place
+                judged = [] if ASIDE in trial.user_attrs else [trial]
+                alone = losses(judged, self._fractions, self._longest, study.direction)
+                self._seen[trial.number] = trial, alone
+            for rung, own in zip(rungs, alone, strict=True):
+                rung.update(own)
+        return rungs
 
 
 class PromotingPruner(RungPruner, Promoting):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,6 +210,12 @@ class StudyBook:
         self._paused.clear()
         return numbers
 
+    def row(self, number: int) -> Row:
+        """One trial, as `rows` has it."""
+        trial = self._frozen(number)
+        others = [] if trial.params else self.study.get_trials(deepcopy=False)
+        return self._row(trial, _searched(others))
+
     def rows(self) -> list[Row]:
         """Every trial of the study, those with the best score first, those without one last."""
         trials = [
@@ -216,7 +223,7 @@ class StudyBook:
             for trial in self.study.get_trials(deepcopy=False)
             if trial.state != TrialState.WAITING and ORIGIN not in trial.user_attrs
         ]
-        searched = list(dict.fromkeys(name for trial in trials for name in trial.params))
+        searched = _searched(trials)
         rows = [self._row(trial, searched) for trial in trials]
         sign = -1 if higher_is_better(self.metric) else 1
         unscored = [row for row in rows if math.isnan(row.score)]
@@ -300,7 +307,13 @@ class StudyBook:
         return "PAUSED" if trial.number in self._paused else "HALTED"
 
     def _frozen(self, number: int) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[number]
+        storage = self.study._storage
+        found = storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+        return storage.get_trial(found)
+
+
+def _searched(trials: Sequence[FrozenTrial]) -> list[str]:
+    return list(dict.fromkeys(name for trial in trials for name in trial.params))
 
 
 def _epochs(trial: FrozenTrial) -> int:

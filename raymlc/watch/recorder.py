@@ -91,6 +91,9 @@ class Book(Protocol):
     def close(self) -> list[int]:
         """At the very end: the trials that waited and will not go on."""
 
+    def row(self, number: int) -> Row:
+        """One trial that was handed out."""
+
     def rows(self) -> list[Row]:
         """All trials, the best first."""
 
@@ -175,12 +178,12 @@ class Recorder:
         folder = trial_folder(self._folder, number)
         stored = read_score(folder / BEST)
         state = self.book.end(number, stored, failure, str(folder / BEST))
-        rows = self.book.rows()
-        row = next(row for row in rows if row.number == number)
+        row = self.book.row(number)
         if state == TrialState.RUNNING:  # it may go on from its last epoch
             self._log.write("trial_paused", number, {"state": row.state, "after": row.epochs})
             if row.state == "HALTED" and not self._spent:
                 self._spent = True
+                rows = self.book.rows()
                 spent = sum(one.epochs for one in rows)
                 self._log.write("budget_spent", None, {"trials": len(rows), "epochs": spent})
             self._events_of(number).close()

@@ -261,6 +261,29 @@ def test_whatever_the_order_of_arrival_the_best_third_goes_on() -> None:
         assert len(gone_on) < 35  # and some that were among the best when they came
 
 
+def test_what_a_pruner_remembers_of_trials_changes_no_decision() -> None:
+    rng = np.random.default_rng(0)
+    sweep = promoting()
+    promoted, fresh = [], []
+    for _ in range(40):
+        at = sweep.begin()
+        if rng.random() < 0.1:
+            sweep.fail(at)
+        else:
+            sweep.go(at, [float(rng.random())])
+        new = PromotingPruner(9, first=1 / 9, factor=3)
+        numbers = [trial.number for trial in sweep.trials]
+        fresh.append(new.promote(sweep.study, [numbers[at] for at in sweep.paused], False))
+        at_once = sweep.promote()
+        promoted.append(None if at_once is None else numbers[at_once])
+        if at_once is not None:
+            first = max(sweep.frozen(at_once).intermediate_values) + 1
+            if not sweep.go(at_once, [float(rng.random())] * 2, first):
+                sweep.fail(at_once)
+    assert promoted == fresh
+    assert len(set(promoted)) > 5
+
+
 def test_running_and_failed_trials_count_at_a_rung_from_which_others_are_promoted() -> None:
     sweep = promoting()
     assert sweep.run([0.2]) == 1

@@ -306,6 +306,7 @@ def test_rows_begin_with_the_best_score_and_end_with_those_without(journal: Path
         one.end(number, {} if score is None else {ACCURACY: score, "val/loss": 1.0})
     rows = one.rows()
     assert [row.number for row in rows] == [1, 4, 3, 0, 2, 5]
+    assert [repr(one.row(row.number)) for row in rows] == [repr(row) for row in rows]
     assert [row.score for row in rows[:4]] == [0.9, 0.9, 0.5, 0.2]
     assert all(math.isnan(row.score) and row.metrics == {} for row in rows[4:])
     best = rows[0]
