@@ -46,7 +46,7 @@ class RungPruner(optuna.pruners.BasePruner):
         self._longest = longest
         self._factor = factor
         self._fractions = fractions(first, factor)[:-1]
-        self._seen: dict[int, tuple[FrozenTrial, list[dict[int, float]]]] = {}
+        self._seen: dict[int, tuple[FrozenTrial, list[float]]] = {}  # its losses, rung by rung
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether `trial` ends with the epoch that it reported last."""
@@ -80,10 +80,11 @@ class RungPruner(optuna.pruners.BasePruner):
             seen, alone = self._seen.get(trial.number, (None, []))
             if seen is not trial:  # a storage never changes a trial, but puts another in its place
                 judged = [] if ASIDE in trial.user_attrs else [trial]
-                alone = losses(judged, self._fractions, self._longest, study.direction)
+                there = losses(judged, self._fractions, self._longest, study.direction)
+                alone = [loss for rung in there for loss in rung.values()]
                 self._seen[trial.number] = trial, alone
-            for rung, own in zip(rungs, alone, strict=True):
-                rung.update(own)
+            for rung, loss in zip(rungs, alone, strict=False):  # as far as it came
+                rung[trial.number] = loss
         return rungs
 
 

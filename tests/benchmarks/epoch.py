@@ -21,7 +21,8 @@ import torch
 
 from raymlc.data.batches import training_batches
 from raymlc.data.store import open_split
-from raymlc.data.table import read_table
+from raymlc.data.table import Split, read_table
+from raymlc.labels import Labels
 from raymlc.model.loss import HeadLosses
 from raymlc.training.evaluate import Workers
 from raymlc.training.state import Training
@@ -41,12 +42,11 @@ def seconds(work: Callable[[], object], threads: int) -> float:
     return time.perf_counter() - start
 
 
-def ours(data: Path, config: TrialConfig, cache: Path) -> Callable[[], object]:
+def ours(labels: Labels, split: Split, config: TrialConfig, cache: Path) -> Callable[[], object]:
     """An epoch of raymlc's."""
-    table = read_table(data)
-    train = open_split(table.splits["train"], config.image_size, cache)
-    training = Training(config, table.labels, CPU)
-    learner = Learner(training, HeadLosses(config, table.labels, train.targets, CPU), Workers())
+    train = open_split(split, config.image_size, cache)
+    training = Training(config, labels, CPU)
+    learner = Learner(training, HeadLosses(config, labels, train.targets, CPU), Workers())
     epochs = iter(range(config.epochs))
 
     def epoch() -> None:
@@ -90,7 +90,9 @@ def compare(data: Path, cache: Path, backbone: str, image_size: int, repeats: in
         tried[workers] = seconds(plain.epoch, threads=2)
     best = min(tried, key=tried.__getitem__)
     plain = PlainTraining({**shared, "loader_workers": best})
-    sides = {"ours": (ours(data, config, cache), 1), "plain": (plain.epoch, 2)}
+    table = read_table(data)
+    own = ours(table.labels, table.splits["train"], config, cache)
+    sides = {"ours": (own, 1), "plain": (plain.epoch, 2)}
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(1 + repeats):
         for name in sorted(sides, reverse=bool(repeat % 2)):

@@ -26,7 +26,7 @@ import pstats
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -36,7 +36,7 @@ from rich.console import Console
 
 from raymlc.begin import STUDY_FILE
 from raymlc.search.choice import chosen
-from raymlc.search.space import Space, built_in, check_space, load_space
+from raymlc.search.space import built_in, load_space
 from raymlc.search.storage import open_study
 from raymlc.search.study import StudyBook
 from raymlc.training.files import METRICS
@@ -48,6 +48,7 @@ from tests.benchmarks.load import resident
 from tests.benchmarks.search.simulator import Curves, Decision, simulate
 
 METRIC = "val/accuracy"
+LONGEST = TrialConfig().epochs  # of the default space's trials
 HEADS = ("gender", "article", "color")
 ROWS = (0, 10, 100, 1000, 3000, 10_000)
 
@@ -92,13 +93,16 @@ class Costs:
 class Driven:
     """A sweep's recorder as the simulator asks for it; a trial's row is its number.
 
-    loss_NE: filled when a trial begins.
+    loss_NE: filled when a trial begins. rows: a row is printed when so many have begun.
     """
 
-    def __init__(self, recorder: Recorder, costs: Costs, loss_NE: np.ndarray) -> None:
+    def __init__(
+        self, recorder: Recorder, costs: Costs, loss_NE: np.ndarray, rows: Container[int]
+    ) -> None:
         self._recorder = recorder
         self._costs = costs
         self._loss_NE = loss_NE
+        self._rows = rows
         self._rng = np.random.default_rng(0)
         self._best: dict[int, dict[str, float]] = {}
         self.begun = 0
@@ -111,7 +115,7 @@ class Driven:
         if number == self.begun:
             self._loss_NE[number] = curve(assignment.config, self._rng)
             self.begun += 1
-            if self.begun in ROWS:
+            if self.begun in self._rows:
                 self._costs.row(self.begun, self.begun * 9 // 10)
         return number, number
 
@@ -156,50 +160,42 @@ def epoch_metrics(epoch: int, score: float) -> dict[str, float]:
     }
 
 
-def opened(folder: Path, space: Space, longest: int, trials: int) -> StudyBook:
+def opened(folder: Path, trials: int) -> StudyBook:
     """The book of a sweep, begun or resumed."""
-    study = open_study(folder / STUDY_FILE, METRIC, *chosen(None, None, 1), 0, longest)
-    return StudyBook(study, space, METRIC, trials)
+    study = open_study(folder / STUDY_FILE, METRIC, *chosen(None, None, 1), 0, LONGEST)
+    return StudyBook(study, load_space(built_in("default"), {}), METRIC, trials)
 
 
-def sweep(folder: Path, trials: int, concurrency: int) -> None:
-    """Run a sweep to its end, and print rows."""
-    space = load_space(built_in("default"), {})
-    longest = max(config.epochs for config in check_space(space))
-    book = opened(folder, space, longest, trials)
+def sweep(folder: Path, trials: int, concurrency: int, rows: Container[int] = ROWS) -> None:
+    """Run a sweep to its end, and print rows when so many trials have begun.
+
+    Raises AssertionError if not every trial has ended well.
+    """
+    book = opened(folder, trials)
     with (folder / "log").open("w") as log:
         recorder = Recorder(book, folder, HEADS, trials, Console(file=log))
-        loss_NE = np.zeros((trials, longest))
+        loss_NE = np.zeros((trials, LONGEST))
         curves = Curves(
             name="formula",
             axes=(),
             unit_ND=np.zeros((trials, 0)),
             raw_ND=np.zeros((trials, 0)),
             loss_NE=loss_NE,
-            length_N=np.full(trials, longest),
-            alive_N=np.full(trials, longest),
-            ends_NE=np.tile(np.arange(1.0, longest + 1), (trials, 1)),
+            length_N=np.full(trials, LONGEST),
+            alive_N=np.full(trials, LONGEST),
+            ends_NE=np.tile(np.arange(1.0, LONGEST + 1), (trials, 1)),
         )
         costs = Costs(folder / STUDY_FILE)
-        costs.row(0, 0)
-        driven = Driven(recorder, costs, loss_NE)
+        if 0 in rows:
+            costs.row(0, 0)
+        driven = Driven(recorder, costs, loss_NE, rows)
         simulate(curves, driven, concurrency, until=math.inf)
-        costs.row("all ended", trials * 9 // 10)
-        assert driven.begun == trials
-        assert book.finished
-        began = time.monotonic(), time.process_time()
+        if 0 in rows:
+            costs.row("all", trials * 9 // 10)
         recorder.close()
-        print(f"close: {since(began)}")
-    ended = {row.state for row in book.rows()}
-    assert ended <= {"COMPLETE", "PRUNED"}, ended
-    began = time.monotonic(), time.process_time()
-    assert len(opened(folder, space, longest, trials).study.trials) == trials
-    print(f"open again: {since(began)}")
-
-
-def since(began: tuple[float, float]) -> str:
-    """What has passed since a reading of the clock and of the CPU's."""
-    return f"{time.monotonic() - began[0]:.1f} s, {time.process_time() - began[1]:.1f} CPU-seconds"
+    states = [row.state for row in book.rows()]
+    assert len(states) == trials, len(states)
+    assert {*states} <= {"COMPLETE", "PRUNED"}, states
 
 
 def main() -> None:
@@ -221,6 +217,9 @@ def main() -> None:
         if options.profile:
             profile.enable()
         sweep(Path(name), options.trials, options.concurrency)
+        began = time.process_time()
+        opened(Path(name), options.trials)
+        print(f"to open the journal again: {time.process_time() - began:.1f} CPU-seconds")
         if options.profile:
             profile.disable()
             pstats.Stats(profile).sort_stats("cumulative").print_stats(45)
