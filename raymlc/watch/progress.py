@@ -21,7 +21,9 @@ def track(console: Console, done: Iterable[int], text: str, total: int) -> Itera
     """A bar over `done` while it is drawn from; where no bar can be drawn one line."""
     if not console.is_interactive:
         console.print(text, highlight=False, soft_wrap=True)
-    with Progress(console=console, transient=True, disable=not console.is_interactive) as bar:
+        yield from done
+        return
+    with Progress(console=console, transient=True) as bar:
         yield from bar.track(done, total=total, description=text)
 
 
