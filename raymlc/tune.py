@@ -85,11 +85,40 @@ def _tune(options: TuneOptions, folder: Path, console: Console) -> int:
 def _check_numbers(options: TuneOptions) -> None:
     check_at_least_1(concurrency=options.concurrency, epoch_budget=options.epoch_budget)
     check_at_least_1(repeats=options.repeats)
+    _check_sharing(options)
     if options.finalists < 0:
         raise UserError(f"--finalists must be at least 0, but is {options.finalists}")
     parse_trials(options.trials, have=0)
     if options.time_budget:
         parse_duration(options.time_budget)
+
+
+def _check_sharing(options: TuneOptions) -> None:
+    gpus, trials = options.gpus_per_worker, options.trials_per_gpu
+    if gpus is not None and gpus % 1:
+        raise UserError(
+            f"--gpus-per-worker must be whole GPUs, but is {gpus:g}; let trials share one by"
+            f" --trials-per-gpu {max(2, round(1 / gpus))} in its place"
+        )
+    if trials == 1:
+        return
+    if trials != "auto":
+        check_at_least_1(trials_per_gpu=trials)
+    if options.workers > 1:
+        raise UserError(
+            "--trials-per-gpu is for trials of one worker, since those of one trial cannot share a"
+            f" GPU, but --workers is {options.workers}; leave one of the two out"
+        )
+    if gpus not in (None, 1.0):
+        raise UserError(
+            f"--trials-per-gpu needs one GPU a worker, but --gpus-per-worker is {gpus:g}; leave one"
+            " of the two out"
+        )
+    if trials == "auto" and options.trainer == "torch":
+        raise UserError(
+            "--trials-per-gpu auto measures trials in their own process, but --trainer is torch;"
+            " leave that out, or give a number in place of auto"
+        )
 
 
 def _check_space(options: TuneOptions, folder: Path) -> tuple[Space, list[TrialConfig]]:

@@ -36,7 +36,8 @@ RUN = {
 }  # fmt: skip
 TUNE = RUN | {
     "--concurrency", "--enqueue", "--epoch-budget", "--finalists", "--pruner", "--repeats",
-    "--sampler", "--seed", "--space", "--study", "--time-budget", "--trials", "--warm-start",
+    "--sampler", "--seed", "--space", "--study", "--time-budget", "--trials", "--trials-per-gpu",
+    "--warm-start",
 }  # fmt: skip
 TRAIN = RUN | {"--keep", "--keep-heads", "--trial"}
 VALIDATE = {

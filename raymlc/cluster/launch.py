@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from raymlc.cluster.images import files_of, open_images
+from raymlc.cluster.packing import mps_line
+from raymlc.cluster.probe import living_nodes
 from raymlc.cluster.sweep import (
     Resources,
+    Sharing,
     check_cluster,
     place,
     ray_session,
     run_sweep,
+    share_gpus,
     shortage,
 )
 from raymlc.cluster.trainable import Placement
@@ -75,6 +80,7 @@ def _asked(options: TuneOptions) -> Resources:
         options.cpus_per_worker,
         options.gpus_per_worker,
         options.concurrency,
+        1 if options.trials_per_gpu == "auto" else options.trials_per_gpu,
     )
 
 
@@ -110,16 +116,18 @@ def _train(
 ) -> None:
     """Run all trials of a sweep, and its finals."""
     heads, folder = job.table.labels.names, job.folder
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
     growing = options.address is not None
     with ray_session(options.address, options.verbose):
         placement, concurrency = place(asked, growing)
-        line = shortage(asked, placement, growing)
-        if line:
-            console.print(line, highlight=False, soft_wrap=True)
-        console.print(
+        sharing = _sharing(options, asked, say)
+        if sharing:
+            concurrency = sharing.packing.concurrency
+        elif line := shortage(asked, placement, growing):
+            say(line)
+        say(
             f"{book.trials} trials, {concurrency} at a time, each on {placement.workers} x"
-            f" ({placement.cpus:g} CPU, {placement.gpus:g} GPU)",
-            highlight=False,
+            f" ({placement.cpus:g} CPU, {placement.gpus:g} GPU)"
         )
         splits = job.table.splits
         majority = majority_accuracy(
@@ -128,7 +136,7 @@ def _train(
         recorder = Recorder(
             book, folder, heads, book.trials, console, majority=majority, budget=book.budget
         )
-        _run(recorder, job, placement, concurrency)
+        _run(recorder, job, placement, concurrency, sharing)
         if options.finalists:
             finals = FinalsBook(book.study, options.metric, options.finalists, options.repeats)
             console.print(f"{finals.total} finals, with numbers of their own", highlight=False)
@@ -136,14 +144,32 @@ def _train(
                 finals, folder / FINALS, heads, finals.total, console, "final", majority
             )
             job = replace(job, folder=folder / FINALS)
-            _run(recorder, job, placement, concurrency)
+            _run(recorder, job, placement, concurrency, sharing)
 
 
-def _run(recorder: Recorder, job: Job, placement: Placement, concurrency: int) -> None:
+def _sharing(options: TuneOptions, asked: Resources, say: Callable[[str], None]) -> Sharing | None:
+    """How trials share GPUs where raymlc finds out how many may; what else is to be said of it."""
+    if options.trials_per_gpu == 1:
+        return None
+    if not any(node.gpus for node in living_nodes()):
+        say("--trials-per-gpu changes nothing: there is no GPU to share")
+        return None
+    if line := mps_line():
+        say(line)
+    return share_gpus(asked, say) if options.trials_per_gpu == "auto" else None
+
+
+def _run(
+    recorder: Recorder,
+    job: Job,
+    placement: Placement,
+    concurrency: int,
+    sharing: Sharing | None,
+) -> None:
     """Run all trials of a recorder."""
     try:
         with terminable():  # after Ray has begun, which has a handler of its own
-            run_sweep(recorder, job, placement, concurrency)
+            run_sweep(recorder, job, placement, concurrency, sharing)
     finally:
         recorder.close()
         # What Tune and Train wrote down for themselves: a sweep goes on from its study.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.error import TuneError
 
+from raymlc.cluster.packing import STEPS, Packing
 from raymlc.cluster.probe import Node, check_nodes, living_nodes
 from raymlc.cluster.searcher import StudyScheduler, StudySearcher
 from raymlc.cluster.trainable import Placement, Trial
@@ -23,6 +25,7 @@ from raymlc.errors import UserError, one_line
 from raymlc.watch.recorder import Recorder
 
 _MAX_RESTARTS = TRIES - 1  # of a trial whose own process was lost
+_PARTS = 10_000  # of a GPU: Ray counts in them
 _NOT_A_CORE = {"memory": 1.0}  # one byte: a TorchTrainer's cores are its workers'
 
 
@@ -31,7 +34,8 @@ class Resources:
     """What the user asked for; None where raymlc is to choose.
 
     workers: processes a trial. cpus, gpus: of each. concurrency: trials at a time.
-    torch_trainer: use one even for a single worker.
+    torch_trainer: use one even for a single worker. share: trials that share what one would get of
+    GPUs.
     """
 
     workers: int = 1
@@ -39,6 +43,18 @@ class Resources:
     cpus: float | None = None
     gpus: float | None = None
     concurrency: int | None = None
+    share: int = 1
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How trials share GPUs where the number that do may change.
+
+    placements: of a trial, by that number.
+    """
+
+    placements: Mapping[int, Placement]
+    packing: Packing
 
 
 @contextmanager
@@ -77,6 +93,7 @@ def place(asked: Resources, growing: bool) -> tuple[Placement, int]:
     nodes = living_nodes()
     with_gpus = [node for node in nodes if node.gpus]
     gpus = (1.0 if with_gpus else 0.0) if asked.gpus is None else asked.gpus
+    gpus = math.floor(_PARTS * gpus / asked.share) / _PARTS
     shares = [node.cpus * gpus // node.gpus for node in with_gpus if gpus]
     cpus = min(4.0, max(1.0, min(shares, default=1.0))) if asked.cpus is None else asked.cpus
     if not cpus and not gpus:
@@ -91,6 +108,22 @@ def place(asked: Resources, growing: bool) -> tuple[Placement, int]:
         raise UserError(_misfit(placement, nodes, also))
     concurrency = asked.concurrency or fits
     return placement, concurrency if growing else min(concurrency, fits)
+
+
+def share_gpus(asked: Resources, say: Callable[[str], None]) -> Sharing:
+    """Have trials share the GPUs that Ray has now, one each at first, as many as prove to pay.
+
+    say: takes a line whenever more is known. Raises UserError as `place` does.
+    """
+    placements: dict[int, Placement] = {}
+    slots: dict[int, int] = {}
+    for share in STEPS:
+        placement, concurrency = place(replace(asked, share=share), growing=False)
+        # Beyond what the cores or an asked concurrency allow.
+        if concurrency <= max(slots.values(), default=0):
+            break
+        placements[share], slots[share] = placement, concurrency
+    return Sharing(placements, Packing(slots, say))
 
 
 def shortage(asked: Resources, placement: Placement, growing: bool) -> str:
@@ -127,19 +160,24 @@ def check_cluster(
         check_nodes(reads, folder)
 
 
-def run_sweep(recorder: Recorder, job: Job, placement: Placement, concurrency: int) -> None:
+def run_sweep(
+    recorder: Recorder,
+    job: Job,
+    placement: Placement,
+    concurrency: int,
+    sharing: Sharing | None = None,
+) -> None:
     """Run the recorder's trials until it has no more. Needs a `ray_session`.
 
+    sharing: in place of placement and concurrency, where these may change.
     Raises UserError if Tune itself gives up.
     """
-    searcher = StudySearcher(recorder, concurrency)
-    if placement.torch_trainer:
-        resources = tune.PlacementGroupFactory([_NOT_A_CORE])
-    else:
-        resources = tune.PlacementGroupFactory([{"CPU": placement.cpus, "GPU": placement.gpus}])
-    trainable = tune.with_parameters(Trial, job=job, placement=placement)
+    sharing = sharing or Sharing({1: placement}, Packing({1: concurrency}))
+    placements = sharing.placements
+    searcher = StudySearcher(recorder, sharing.packing)
+    trainable = tune.with_parameters(Trial, job=job, placements=placements)
     tuner = Tuner(
-        tune.with_resources(trainable, resources),
+        tune.with_resources(trainable, lambda given: _held(placements[given["share"]])),
         tune_config=TuneConfig(
             search_alg=searcher,
             scheduler=StudyScheduler(recorder, searcher),
@@ -165,6 +203,12 @@ def run_sweep(recorder: Recorder, job: Job, placement: Placement, concurrency: i
         # Its text is a traceback, whose last line says what happened.
         reason = str(error.__cause__ or error).strip().splitlines()[-1]
         raise UserError(f"the sweep ended early: {reason}; --resume goes on with it") from error
+
+
+def _held(placement: Placement) -> tune.PlacementGroupFactory:
+    """What a trial's own process holds."""
+    own = {"CPU": placement.cpus, "GPU": placement.gpus}
+    return tune.PlacementGroupFactory([_NOT_A_CORE if placement.torch_trainer else own])
 
 
 def _room(placement: Placement, nodes: Sequence[Node]) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from ray import tune
 
+from raymlc.cluster.packing import LACKS_MEMORY, MEMORY, gpu_memory
 from raymlc.cluster.train import FAILURE, METRICS, NODE, UNWRITABLE, TorchTrainerEpochs
 from raymlc.cluster.watchdog import Watchdog
 from raymlc.cluster.worker import ERROR, Job, TrialFailed, TrialRunner, write_down
@@ -35,13 +36,17 @@ class Placement:
 class Trial(tune.Trainable):  # type: ignore[misc]
     """One trial after another, in one process that keeps its imports and its mapped images.
 
-    A Tune config holds the trial's "number" in the study and its "config". Each result holds an
-    epoch's "metrics"; a trial that cannot go on ends with its reason under "failure" instead, and
-    where no trial can go on, the reason is under "unwritable".
+    A Tune config holds the trial's "number" in the study, its "config", and as its "share" how many
+    trials its GPU is cut up for. Each result holds an epoch's "metrics"; a trial that cannot go on
+    ends with its reason under "failure" instead, and where no trial can go on, the reason is under
+    "unwritable". placements: of a trial, by its share; where there are several to choose from, a
+    result also tells its "memory", as `gpu_memory` does.
     """
 
-    def setup(self, config: dict[str, Any], job: Job, placement: Placement) -> None:
-        self._placement = placement
+    def setup(self, config: dict[str, Any], job: Job, placements: Mapping[int, Placement]) -> None:
+        # Tune gives a process the trials of one share alone.
+        placement = self._placement = placements[config["share"]]
+        self._measures = len(placements) > 1
         self._runner = TrialRunner(job)
         # torch would take every core for each trial; a trial has the cores that it asked for.
         torch.set_num_threads(max(1, int(placement.cpus)))
@@ -65,9 +70,12 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                 write_down(self._folder, error)
             return {"done": True, FAILURE: str(error)}
         except Exception as error:
-            return {"done": True, FAILURE: write_down(self._folder, error)}
+            lacks_memory = isinstance(error, torch.OutOfMemoryError)
+            line = write_down(self._folder, error)
+            return {"done": True, FAILURE: line, LACKS_MEMORY: lacks_memory}
         done = metrics["epoch"] >= self._config.epochs
-        return {METRICS: metrics, NODE: socket.gethostname(), "done": done}
+        memory = {MEMORY: gpu_memory()} if self._measures else {}
+        return {METRICS: metrics, NODE: socket.gethostname(), "done": done, **memory}
 
     def cleanup(self) -> None:
         self._epochs.close()

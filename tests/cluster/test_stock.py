@@ -11,6 +11,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from raymlc.cluster.packing import Packing
 from raymlc.cluster.searcher import StudyScheduler, StudySearcher
 from raymlc.cluster.train import METRICS
 from raymlc.search.space import Space
@@ -92,7 +93,7 @@ def test_stock_search_calls_a_stopped_trial_complete_and_raymlc_calls_it_pruned(
 
     recorder, job, book = make_sweep(Space(Path("toy.py"), space, {}), TRIALS)
     book.study.pruner = optuna.pruners.SuccessiveHalvingPruner(1, reduction_factor=2)
-    ours_searcher = StudySearcher(recorder, concurrency=2)
+    ours_searcher = StudySearcher(recorder, Packing({1: 2}))
     ours_scheduler = StudyScheduler(recorder, ours_searcher)
     run(tmp_path / "ours", ours_searcher, ours_scheduler, {"folder": str(job.folder)})
     recorder.close()
