@@ -16,7 +16,6 @@ CPU-seconds are this process's; by the clock, others on the machine count, too. 
 
 import argparse
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -166,7 +165,7 @@ def packed(data: Path, count: int) -> list[tuple[float, float]]:
                 own = sum(share for pid, share in shares.items() if trains(pid))
                 readings.append((sum(shares.values()), own))
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             process.wait()
     return readings
 

@@ -127,7 +127,8 @@ def test_a_trial_that_the_pruner_stops_is_pruned_with_its_intermediate_values(
     journal: Path,
 ) -> None:
     one = book(journal, pruner="asha")
-    begin(one), begin(one)
+    begin(one)
+    begin(one)
     assert not any(report(one, 0, [0.5, 0.6, 0.7]))
     assert report(one, 1, [0.1, 0.2]) == [False, True]  # the first rung is a fifth of the epochs
     assert one.end(1, {ACCURACY: 0.2}) == TrialState.PRUNED
@@ -145,7 +146,8 @@ def test_halving_stops_the_worse_of_two_trials_and_the_others_do_not(
     journal: Path, pruner: PrunerName, stopped_after: int | None
 ) -> None:
     one = book(journal, pruner=pruner)
-    begin(one), begin(one)
+    begin(one)
+    begin(one)
     report(one, 0, [0.9] * EPOCHS)
     answers = report(one, 1, [0.1] * EPOCHS)
     assert (answers.index(True) + 1 if True in answers else None) == stopped_after
@@ -153,7 +155,8 @@ def test_halving_stops_the_worse_of_two_trials_and_the_others_do_not(
 
 def test_halving_has_its_rungs_at_a_fifth_of_the_epochs_and_each_doubling(journal: Path) -> None:
     one = book(journal, pruner="asha")
-    begin(one), begin(one)
+    begin(one)
+    begin(one)
     report(one, 0, [0.5] * EPOCHS)
     # Better until epoch 2, worse from epoch 3 on: found at the next rung.
     answers = report(one, 1, [0.6, 0.6, 0.1, 0.1])
@@ -172,7 +175,8 @@ def test_the_median_stops_a_trial_below_the_median_of_four_that_ended(journal: P
 
 def test_a_lower_loss_survives_the_pruner(journal: Path) -> None:
     one = book(journal, metric="val/loss", pruner="asha")
-    begin(one), begin(one)
+    begin(one)
+    begin(one)
     report(one, 0, [3.0, 3.0])
     assert report(one, 1, [1.0, 1.0]) == [False, False]
     assert begin(one).number == 2
@@ -181,7 +185,8 @@ def test_a_lower_loss_survives_the_pruner(journal: Path) -> None:
 
 def test_the_last_epoch_is_never_pruned(journal: Path) -> None:
     one = book(journal, pruner="asha")
-    begin(one), begin(one)
+    begin(one)
+    begin(one)
     report(one, 0, [0.9] * EPOCHS)
     assert one.report(1, {"epoch": float(EPOCHS), ACCURACY: 0.1}) is False
     assert one.end(1, {ACCURACY: 0.1}) == TrialState.COMPLETE
@@ -206,7 +211,8 @@ def test_a_trial_that_fails_keeps_its_reason_and_its_epochs(journal: Path) -> No
 
 def test_a_failure_outweighs_the_pruner(journal: Path) -> None:
     one = book(journal, pruner="asha")
-    begin(one), begin(one)
+    begin(one)
+    begin(one)
     report(one, 0, [0.9, 0.9])
     assert report(one, 1, [0.1, 0.1])[-1]
     assert one.end(1, {ACCURACY: 0.1}, "it burst") == TrialState.FAIL
@@ -224,7 +230,8 @@ def test_a_trial_without_a_number_in_any_epoch_fails_and_says_so(journal: Path) 
 
 def test_epochs_that_are_reported_again_are_passed_over(journal: Path) -> None:
     one = book(journal, pruner="asha")
-    begin(one), begin(one)
+    begin(one)
+    begin(one)
     report(one, 0, [0.5, 0.6])
     assert report(one, 0, [0.1, 0.1]) == [False, False]
     assert report(one, 0, [0.7], first=3) == [False]
@@ -253,7 +260,8 @@ def test_an_interrupted_trial_is_handed_out_again_under_its_number(journal: Path
 
 def test_an_interrupted_trial_can_still_be_pruned(journal: Path) -> None:
     one = book(journal, pruner="asha")
-    begin(one), begin(one)
+    begin(one)
+    begin(one)
     report(one, 0, [0.9] * 5)
     report(one, 1, [0.1])
     again = book(journal, pruner="asha")
@@ -315,6 +323,15 @@ def test_rows_begin_with_the_best_score_and_end_with_those_without(journal: Path
     assert best.params == one.params(1)
     assert best.reason == ""
     assert 0 <= best.seconds < 60
+
+
+def test_trials_share_the_names_of_their_values_in_memory(journal: Path) -> None:
+    one = book(journal)
+    begin(one)
+    begin(one)
+    names = [list(trial.user_attrs["config"]) for trial in one.study.get_trials(deepcopy=False)]
+    assert len(names[0]) > 50
+    assert all(first is second for first, second in zip(*names, strict=True))
 
 
 def test_rows_of_a_loss_begin_with_the_lowest(journal: Path) -> None:
@@ -433,7 +450,8 @@ def test_a_trial_that_waits_at_a_rung_goes_on_where_it_was_and_is_pruned_at_the_
 
 def test_a_trial_that_waits_still_waits_after_a_kill(journal: Path) -> None:
     one = book(journal, trials=3, pruner="one-epoch")
-    begin(one), begin(one)
+    begin(one)
+    begin(one)
     assert report(one, 0, [0.9]) == [True]  # and then a kill, before the trial is closed
     assert report(one, 1, [0.1]) == [True]
     one.end(1, {ACCURACY: 0.1})
@@ -456,7 +474,8 @@ def test_a_budget_of_epochs_stops_all_trials_and_more_of_it_goes_on_with_them(
 ) -> None:
     study = open_study(journal, ACCURACY, "random", "none", 0, EPOCHS)
     one = StudyBook(study, SPACE, ACCURACY, 4, Budget(epochs=5))
-    begin(one), begin(one)
+    begin(one)
+    begin(one)
     assert report(one, 0, [0.1, 0.2, 0.3]) == [False] * 3
     assert report(one, 1, [0.1, 0.2]) == [False, True]
     assert report(one, 0, [0.4], first=4) == [True]  # it was in its epoch then
@@ -481,7 +500,8 @@ def test_a_budget_of_time_begins_with_the_first_trial_and_lets_the_last_epoch_be
     study = open_study(journal, ACCURACY, "random", "none", 0, EPOCHS)
     one = StudyBook(study, SPACE, ACCURACY, 4, Budget(seconds=60))
     now += 1000
-    begin(one), begin(one)
+    begin(one)
+    begin(one)
     now += 59
     assert report(one, 0, [0.5]) == [False]
     now += 1
