@@ -178,10 +178,15 @@ class RunOptions(DataOptions, NetworkOptions, FolderOptions, WorkerOptions):
 
     @classmethod
     def load(cls: type[_Options], path: Path) -> _Options:
-        """The options of `save`. Raises UserError for anything else."""
+        """The options of `save`. Raises UserError for anything else.
+
+        One that an earlier release did not have yet is as it is by default.
+        """
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             for field in dataclasses.fields(cls):
+                if field.name not in values and field.name not in OF_THE_DATA:
+                    continue
                 value = values[field.name]
                 if isinstance(field.default, tuple):
                     values[field.name] = tuple(

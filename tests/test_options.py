@@ -110,7 +110,18 @@ def test_another_file_is_refused_by_its_path(tmp_path: Path, content: str) -> No
     assert str(refused.value).startswith(f"{path} must hold a run's options, but: ")
 
 
-def test_options_of_another_release_are_refused(tmp_path: Path) -> None:
+def test_an_option_that_an_earlier_release_did_not_have_is_as_by_default(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.json"
+    FULL.save(path)
+    values = json.loads(path.read_text(encoding="utf-8"))
+    del values["concurrency"]
+    path.write_text(json.dumps(values))
+    loaded = TuneOptions.load(path)
+    assert loaded.concurrency == TuneOptions().concurrency != FULL.concurrency
+    assert loaded.seed == FULL.seed
+
+
+def test_an_option_of_a_later_release_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "sweep.json"
     FULL.save(path)
     values = json.loads(path.read_text(encoding="utf-8"))
