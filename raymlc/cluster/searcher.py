@@ -10,7 +10,6 @@ from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.utils import flatten_dict
 
 from raymlc.cluster.packing import LACKS_MEMORY, MEMORY, Packing, SharedEpoch
 from raymlc.cluster.train import FAILURE, METRICS, NODE, UNWRITABLE
@@ -192,9 +191,4 @@ class StudyScheduler(_Unsaved, FIFOScheduler):  # type: ignore[misc]
 
 def epoch_metrics(result: dict[str, Any]) -> dict[str, float]:
     """The metrics of an epoch, without what Tune adds; none of a result that holds a failure."""
-    prefix = f"{METRICS}/"  # Tune hands results on flattened, but not all of them
-    return {
-        name.removeprefix(prefix): value
-        for name, value in flatten_dict(result).items()
-        if name.startswith(prefix)
-    }
+    return dict(result.get(METRICS, ()))

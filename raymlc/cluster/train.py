@@ -33,7 +33,7 @@ from raymlc.training.evaluate import Workers
 from raymlc.training.run import Unwritable
 from raymlc.trial import TrialConfig
 
-METRICS = "metrics"  # in a trial's result, an epoch's metrics, apart from what Tune adds to it
+METRICS = "metrics"  # in a trial's result, an epoch's, as pairs, apart from what Tune adds
 NODE = "node"  # beside them, the host of the trial's own process
 FAILURE = "failure"  # in their place, why the trial cannot go on
 UNWRITABLE = "unwritable"  # in their place, why no trial of the sweep can

@@ -75,7 +75,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             return {"done": True, FAILURE: line, LACKS_MEMORY: lacks_memory}
         done = metrics["epoch"] >= self._config.epochs
         memory = {MEMORY: gpu_memory()} if self._measures else {}
-        return {METRICS: metrics, NODE: socket.gethostname(), "done": done, **memory}
+        # As pairs: of numbers in a dict Tune keeps statistics, 0.2 MB a trial until a sweep's end.
+        told = list(metrics.items())
+        return {METRICS: told, NODE: socket.gethostname(), "done": done, **memory}
 
     def cleanup(self) -> None:
         self._epochs.close()

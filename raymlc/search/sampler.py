@@ -93,7 +93,7 @@ class RungSampler(optuna.samplers.BaseSampler):
         waiting = [
             points[other.number]
             for other in trials
-            if not other.state.is_finished() and other.number not in ranked
+            if not other.state.is_finished() and other.number not in rungs[0]
         ]
         return encoding.values(self._best(encoding, *self._judged(rungs, ranked, points), waiting))
 

@@ -15,16 +15,12 @@ from raymlc.trial import TrialConfig
     ("result", "metrics"),
     [
         (
-            {"metrics": {"epoch": 2.0, "val/accuracy/color": 0.5, "new": 1.0}, "done": False},
-            {"epoch": 2.0, "val/accuracy/color": 0.5, "new": 1.0},
-        ),
-        (
-            {"metrics/epoch": 2.0, "metrics/val/accuracy/color": 0.5, "training_iteration": 2},
+            {"metrics": [("epoch", 2.0), ("val/accuracy/color", 0.5)], "training_iteration": 2},
             {"epoch": 2.0, "val/accuracy/color": 0.5},
         ),
         ({"failure": "the loss was not finite", "done": True, "time_total_s": 1.0}, {}),
     ],
-    ids=["as it left the trial", "flattened by Tune", "a failure"],
+    ids=["an epoch", "a failure"],
 )
 def test_a_result_gives_back_every_metric_of_its_trial_and_nothing_of_tunes(
     result: dict[str, Any], metrics: dict[str, float]
@@ -61,9 +57,9 @@ class Tuned:
 
 def epoch_of(number: int, **metrics: float) -> dict[str, Any]:
     """A result with an epoch, after which the process holds 10 of 100 bytes."""
-    told = {"epoch": float(number), "images": 64.0 * number, "images_per_second": 64.0}
+    told = {"epoch": float(number), "images": 64.0 * number, "images_per_second": 64.0} | metrics
     memory = GpuMemory(10, 0, 100)
-    return {METRICS: told | metrics, MEMORY: memory, "pid": 1, "time_this_iter_s": 0.0}
+    return {METRICS: list(told.items()), MEMORY: memory, "pid": 1, "time_this_iter_s": 0.0}
 
 
 def sharing(trials: int) -> tuple[Told, Any, Any]:

@@ -46,7 +46,7 @@ class Toy(tune.Trainable):  # type: ignore[misc]
             (best / "metrics.json").write_text(json.dumps(metrics))
         told = metrics | {"lr": lr, "images_per_second": 1.0}
         # Stock search wants its metric beside Tune's own entries, raymlc keeps its apart.
-        return told | {METRICS: told, "done": self.epoch == EPOCHS}
+        return told | {METRICS: list(told.items()), "done": self.epoch == EPOCHS}
 
 
 def space(trial: BaseTrial) -> TrialConfig:
