@@ -44,6 +44,7 @@ def head() -> Iterator[tuple[str, dict[str, str]]]:
                 [
                     BIN / "ray", "start", "--head", "--block", "--num-cpus=2",
                     f"--port={free_port()}", f"--dashboard-port={port}",
+                    f"--dashboard-agent-listen-port={free_port()}",
                     "--dashboard-host=127.0.0.1", f"--temp-dir={folder}/s",
                     "--disable-usage-stats",
                 ],
