@@ -115,7 +115,7 @@ def test_a_sweep_runs_as_a_job_on_a_cluster_and_goes_on_when_it_was_stopped(
         assert time.monotonic() < deadline
         time.sleep(0.2)
     address, environment = head
-    stop = [BIN / "ray", "job", "stop", "--address", address, "first"]
+    stop: list[str | Path] = [BIN / "ray", "job", "stop", "--address", address, "first"]
     subprocess.run(stop, env=environment, timeout=100, check=True, capture_output=True)
     before = told("trial_ended")
     assert len(before) < 2
