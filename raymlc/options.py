@@ -83,8 +83,8 @@ class WorkerOptions:
     workers: int = 1
     """Processes that train one trial together; they share its batch_size, and lr stays as it is."""
     trainer: Literal["process", "torch"] = "process"
-    """Where a trial of one worker runs: in its own warm process, or in a Ray TorchTrainer as trials
-    of more workers do."""
+    """Where a trial of one worker runs: in a process of the sweep's own, or in a Ray TorchTrainer's
+    as trials of more workers do. Both stay warm from trial to trial."""
     cpus_per_worker: float | None = None
     """Cores of each worker, and its threads. Default: 1, or up to 4 beside a GPU; all of them for a
     single training in its own process."""

@@ -9,16 +9,11 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.callback import UserCallback
 
 
-class ToMailbox(UserCallback):  # type: ignore[misc]
-    """In the controller: passes on what rank 0 reported, and that workers were lost."""
+class Losses(UserCallback):  # type: ignore[misc]
+    """In the controller: passes on that workers were lost."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
-    ) -> None:
-        self._mailbox.put.remote(metrics[0])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         told = (f"worker {rank}: {error}\n" for rank, error in worker_exceptions.items())

@@ -159,7 +159,7 @@ def _epochs(
         yield from TrialRunner(job).epochs(job.folder, config, device, progress=lines.batches)
         return
     from raymlc.cluster.sweep import place, ray_session, shortage
-    from raymlc.cluster.train import TorchTrainerEpochs
+    from raymlc.cluster.train import TrialTrainer
 
     asked = _asked(options)
     try:
@@ -169,11 +169,9 @@ def _epochs(
             if line := shortage(asked, placement, growing):
                 console.print(line, highlight=False, soft_wrap=True, markup=False)
             with closing(
-                TorchTrainerEpochs(
-                    job, job.folder, config, options.workers, placement.cpus, placement.gpus
-                )
-            ) as epochs:
-                yield from epochs
+                TrialTrainer(job, "trial", options.workers, placement.cpus, placement.gpus)
+            ) as trainer:
+                yield from trainer.epochs(job.folder, config)
     finally:
         shutil.rmtree(job.folder / "ray-train", ignore_errors=True)
 

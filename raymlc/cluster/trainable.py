@@ -11,7 +11,7 @@ import torch
 from ray import tune
 
 from raymlc.cluster.packing import LACKS_MEMORY, MEMORY, gpu_memory
-from raymlc.cluster.train import FAILURE, METRICS, NODE, UNWRITABLE, TorchTrainerEpochs
+from raymlc.cluster.train import FAILURE, METRICS, NODE, UNWRITABLE, TrialTrainer
 from raymlc.cluster.watchdog import Watchdog
 from raymlc.cluster.worker import ERROR, Job, TrialFailed, TrialRunner, write_down
 from raymlc.training.run import Unwritable
@@ -48,12 +48,13 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         placement = self._placement = placements[config["share"]]
         self._measures = len(placements) > 1
         self._runner = TrialRunner(job)
+        self._trainer: TrialTrainer | None = None
         # torch would take every core for each trial; a trial has the cores that it asked for.
         torch.set_num_threads(max(1, int(placement.cpus)))
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.cleanup()
+        self._epochs.close()
         self._begin(new_config)
         return True
 
@@ -81,19 +82,26 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def cleanup(self) -> None:
         self._epochs.close()
+        if self._trainer:
+            self._trainer.close()
 
     def _begin(self, given: dict[str, Any]) -> None:
         self._folder = trial_folder(self._runner.job.folder, given["number"])
         self._config = TrialConfig.from_dict(given["config"])
-        self._epochs = self._start()
+        own = self._in_trainer if self._placement.torch_trainer else self._in_process
+        self._epochs = own()
 
-    def _start(self) -> TorchTrainerEpochs | Generator[dict[str, float], None, None]:
+    def _in_trainer(self) -> Generator[dict[str, float], None, None]:
         place = self._placement
-        if place.torch_trainer:
-            return TorchTrainerEpochs(
-                self._runner.job, self._folder, self._config, place.workers, place.cpus, place.gpus
+        if self._trainer and not self._trainer.is_alive:
+            self._trainer.close()
+            self._trainer = None
+        if self._trainer is None:
+            name = f"from-trial-{self._folder.name}"
+            self._trainer = TrialTrainer(
+                self._runner.job, name, place.workers, place.cpus, place.gpus
             )
-        return self._in_process()
+        yield from self._trainer.epochs(self._folder, self._config)
 
     def _in_process(self) -> Generator[dict[str, float], None, None]:
         # A generator, so that what fails at the start fails in `step` and not in Tune.

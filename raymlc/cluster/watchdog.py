@@ -6,7 +6,7 @@ import faulthandler
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 from raymlc.cluster.worker import open_error
@@ -33,7 +33,7 @@ class Watchdog:
         self._training = threading.Event()
         self._closed = threading.Event()
 
-    def epochs(self, epochs: Iterator[dict[str, float]]) -> Iterator[dict[str, float]]:
+    def epochs(self, epochs: Iterator[dict[str, float]]) -> Generator[dict[str, float], None, None]:
         """The epochs, watched while they are trained, and not while their reader keeps them."""
         threading.Thread(target=self._watch, daemon=True).start()
         try:
