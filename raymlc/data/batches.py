@@ -25,6 +25,10 @@ from raymlc.errors import UserError
 from raymlc.labels import MISSING
 from raymlc.trial import TrialConfig
 
+# Values of images that several steps have augmented at once: as float32 28 MiB, of memory that is
+# used again, since the C library gives more than 32 MiB back to the system each time.
+_TOGETHER = 7 * 2**20
+
 
 @dataclass(frozen=True)
 class Normalization:
@@ -36,7 +40,7 @@ class Normalization:
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """uint8 images as normalised float32 ones."""
         mean_C11, std_C11 = _on_device(self, images_BCHW.device)
-        return (images_BCHW - mean_C11).div_(std_C11)
+        return images_BCHW.to(torch.float32, copy=True).sub_(mean_C11).div_(std_C11)
 
     def pixels(self, images_BCHW: Tensor) -> Tensor:
         """Normalised images as uint8 ones again, for people to look at."""
@@ -130,20 +134,30 @@ def training_batches(
     """
     check_batch_size(config.batch_size, len(data), workers)
     order_N = np.random.default_rng((config.seed, epoch)).permutation(len(data))
+    steps = steps_per_epoch(len(data), config.batch_size)
+    order_SB = order_N[: steps * config.batch_size].reshape(steps, -1)
     part = config.batch_size // workers
-    for step in range(steps_per_epoch(len(data), config.batch_size)):
-        rows = order_N[step * config.batch_size :][: config.batch_size]
-        mine = rows[rank * part : (rank + 1) * part]
-        pixels_BCHW = _pixels(data, mine, device)
-        targets = _targets(data, mine, device)
-        known = {head: count / workers for head, count in _known(data, rows).items()}
-        if not config.augment:
-            yield Batch(normalization(pixels_BCHW), targets, known)
-            continue
-        images_BCHW = augment(pixels_BCHW, config, normalization)
-        share = mix_(images_BCHW, config, epoch, step)
-        mixed = {head: target.flip(0) for head, target in targets.items()} if share < 1 else None
-        yield Batch(images_BCHW, targets, known, mixed, share)
+    together = _steps_together(data, part) if config.augment else 1
+    for first in range(0, steps, together):
+        rows_SB = order_SB[first : first + together]
+        mine_SB = rows_SB[:, rank * part : (rank + 1) * part]
+        pixels_BCHW = _pixels(data, mine_SB.ravel(), device)
+        if config.augment:
+            images_BCHW = augment(pixels_BCHW, config, normalization)
+        else:
+            images_BCHW = normalization(pixels_BCHW)
+        for place, (rows, mine) in enumerate(zip(rows_SB, mine_SB, strict=True)):
+            images = images_BCHW[place * part : (place + 1) * part]
+            targets = _targets(data, mine, device)
+            known = {head: count / workers for head, count in _known(data, rows).items()}
+            share = mix_(images, config, epoch, first + place) if config.augment else 1.0
+            mixed = {head: own.flip(0) for head, own in targets.items()} if share < 1 else None
+            yield Batch(images, targets, known, mixed, share)
+
+
+def _steps_together(data: ImageSplit, images: int) -> int:
+    """Steps of so many images each that are augmented at once: few cost nearly as much as many."""
+    return max(_TOGETHER // (images * math.prod(data.images_NHWC.shape[1:])), 1)
 
 
 def evaluation_batches(

@@ -39,8 +39,8 @@ def apply_colors(pixels_BCHW: Tensor, steps: Steps) -> Tensor:
     args_N = steps.args_BS[image_N, place_N][order_N].astype(np.float32)
     args_N111 = on_device(args_N[:, None, None, None], device)
     rows_BN = changed_BCHW.view(len(changed_BCHW), -1)
-    if rows_BN.shape[1] % 4 == 0:
-        rows_BN = rows_BN.view(torch.int32)  # a CPU copies numbers one by one
+    if rows_BN.shape[1] % 16 == 0:
+        rows_BN = rows_BN.view(torch.complex128)  # a CPU copies number by number
     for key, (start, end) in zip(keys, pairwise([*starts, len(order_N)]), strict=True):
         change = _CHANGES[key % len(Op)]
         for part in parts_of(changed_BCHW, start, end):
@@ -67,7 +67,7 @@ def _auto_contrast(pixels_GCHW: Tensor, _: Tensor) -> Tensor:
     low_GC11 = low_GC11.masked_fill(flat_GC11, 0)
     range_GC11 = (high_GC11 - low_GC11).masked_fill(flat_GC11, 255)
     # Multiplied first: a quotient that is whole is then exact.
-    return _rounded_down((pixels_GCHW - low_GC11).mul_(255).div_(range_GC11))
+    return _rounded_down(pixels_GCHW.float().sub_(low_GC11).mul_(255).div_(range_GC11))
 
 
 def _equalize(pixels_GCHW: Tensor, _: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def _contrast(pixels_GCHW: Tensor, factor_G111: Tensor) -> Tensor:
 
 
 def _brightness(pixels_GCHW: Tensor, factor_G111: Tensor) -> Tensor:
-    return _rounded_down(pixels_GCHW * factor_G111)
+    return _rounded_down(pixels_GCHW.float().mul_(factor_G111))
 
 
 def _sharpness(pixels_GCHW: Tensor, factor_G111: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def _grey(pixels_GCHW: Tensor) -> Tensor:
 
 def _blend(base: Tensor, pixels_GCHW: Tensor, factor_G111: Tensor) -> Tensor:
     """From a float base (factor 0) to the pixels (1) and beyond."""
-    return _rounded_down((pixels_GCHW - base).mul_(factor_G111).add_(base))
+    return _rounded_down(pixels_GCHW.float().sub_(base).mul_(factor_G111).add_(base))
 
 
 def _rounded_down(values_GCHW: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from raymlc.data import batches
+from raymlc.data.augment import augment
 from raymlc.data.batches import (
     Batch,
     Normalization,
@@ -95,6 +97,28 @@ def test_images_come_with_the_targets_of_their_row(data: ImageSplit) -> None:
         assert_targets(data, batch)
     for batch in evaluation_batches(data, 4, PLAIN, CPU):
         assert_targets(data, batch)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 5, 100])
+def test_however_many_steps_are_augmented_together_each_has_its_own_rows(
+    data: ImageSplit, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    expected = order(data, plain(4, augment=False), 1)
+    augmented: list[int] = []
+
+    def watched(pixels_BCHW: torch.Tensor, *args: Any) -> torch.Tensor:
+        augmented.append(len(pixels_BCHW))
+        return augment(pixels_BCHW, *args)
+
+    monkeypatch.setattr(batches, "augment", watched)
+    monkeypatch.setattr(batches, "_TOGETHER", together * 4 * 6 * 6 * 3)
+    found = list(training_batches(data, plain(4), PLAIN, CPU, 1))
+    assert [rows_of(batch) for batch in found] == expected
+    for batch in found:
+        assert_targets(data, batch)
+    assert augmented == [
+        4 * len(expected[start : start + together]) for start in range(0, 5, together)
+    ]
 
 
 def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else(data: ImageSplit) -> None:
