@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -175,6 +176,10 @@ def run_sweep(
     sharing = sharing or Sharing({1: placement}, Packing({1: concurrency}))
     placements = sharing.placements
     searcher = StudySearcher(recorder, sharing.packing)
+    # Tune would start one process after another. The searcher asks for no more than run at a time,
+    # and no trial is chosen long before there is room for it.
+    fits = min(_room(place, living_nodes()) // place.workers for place in placements.values())
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(fits, 1))
     trainable = tune.with_parameters(Trial, job=job, placements=placements)
     tuner = Tuner(
         tune.with_resources(trainable, lambda given: _held(placements[given["share"]])),
