@@ -23,21 +23,22 @@ _BAR = 60  # columns of the bar, where there are as many
 _NAMED = 6  # running trials that the view has a line for
 _FEW = 50  # trials of which each start and end has a line
 _PAUSE, _SLOWER, _LONGEST_PAUSE = 10.0, 1.5, 300.0  # seconds between lines where no view is drawn
+_LOOKS = 1.0  # seconds between looks whether it is time for such a line, where no epoch ends
 
 
 class Lines:
     """Lines about what happens in a sweep, and below them on a terminal a view of how it stands.
 
     Elsewhere, and on a terminal that cannot move its cursor, lines say how it stands, the first
-    after 10 s, the others ever less often. Of more than 50 trials only those that fail, lose their
-    process or are the best so far have lines of their own.
+    after 10 s, the others ever less often, also while no epoch ends. Of more than 50 trials only
+    those that fail, lose their process or are the best so far have lines of their own.
     """
 
     def __init__(self, console: Console, standing: Standing) -> None:
         self.console = console
         self._standing = standing
         self._noun = standing.noun
-        self._lock = threading.Lock()  # another thread draws; under it nothing may be printed
+        self._lock = threading.Lock()  # another thread tells; under it nothing may be printed
         self._few = standing.trials <= _FEW
         self._best = math.nan if standing.best is None else standing.best.score
         self._said, self._pause = time.monotonic(), _PAUSE
@@ -48,8 +49,11 @@ class Lines:
             refresh_per_second=_REDRAWN,
             transient=True,
         )
+        self._closed = threading.Event()
         if self._drawn:
             self._view.start()
+        elif not console.quiet:
+            threading.Thread(target=self._tell_on, daemon=True).start()
 
     def start(self, trial: Assignment, params: Mapping[str, Any]) -> None:
         """Say that a trial begins, or goes on."""
@@ -67,12 +71,8 @@ class Lines:
         """Take note of an epoch; where no view is drawn, say now and then how the sweep stands."""
         with self._lock:
             self._standing.epoch(number, metrics)
-        if not self._drawn and time.monotonic() - self._said >= self._pause:
-            self._said = time.monotonic()
-            self._pause = min(_SLOWER * self._pause, _LONGEST_PAUSE)
-            stands = self._standing
-            parts = [stands.way_line(), stands.counts_line(), stands.speed_line()]
-            self._say("; ".join(filter(None, [*parts, f"best {stands.best_line()}"])))
+        if not self._drawn:
+            self._tell()
 
     def lost(self, number: int) -> None:
         """Say that a trial lost its process."""
@@ -104,9 +104,26 @@ class Lines:
             )
 
     def close(self) -> None:
-        """Take the view away."""
+        """Take the view away; nothing more is said by itself."""
+        self._closed.set()
         if self._drawn:
             self._view.stop()
+
+    def _tell_on(self) -> None:
+        while not self._closed.wait(_LOOKS):
+            self._tell()
+
+    def _tell(self) -> None:
+        """Say how the sweep stands, if the last such line is long enough ago."""
+        stands = self._standing
+        with self._lock:
+            if time.monotonic() - self._said < self._pause or not stands.running:
+                return
+            self._said = time.monotonic()
+            self._pause = min(_SLOWER * self._pause, _LONGEST_PAUSE)
+            parts = [stands.way_line(), stands.counts_line(), stands.speed_line()]
+            line = "; ".join(filter(None, [*parts, f"best {stands.best_line()}"]))
+        self._say(line)
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)

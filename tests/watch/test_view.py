@@ -21,7 +21,7 @@ from rich.console import Console
 from raymlc.search.budget import Budget
 from raymlc.search.study import Assignment, Row
 from raymlc.trial import TrialConfig
-from raymlc.watch import terminal
+from raymlc.watch import terminal, view
 from raymlc.watch.standing import Standing, duration
 from raymlc.watch.view import Lines
 
@@ -35,6 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """clock(seconds): lets so much time pass, which stands still otherwise."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(view, "_LOOKS", 3600.0)
 
     def passes(seconds: float) -> None:
         now[0] += seconds
@@ -270,6 +271,28 @@ def test_without_a_terminal_the_same_facts_are_lines_ever_less_often(
         "10 of about 16000 epochs, 10 s, about 4 h 26 min left; 1 running, 3 to come;"
         " 1,000 images/s; best val/accuracy 0.5000 of trial 0: shape 0.500 (+0.250), color 0.500"
     )
+
+
+def test_a_first_epoch_of_minutes_is_not_silent(
+    clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view, "_LOOKS", 0.01)
+    lines, text = plain(4)
+    lines.start(begun(0), {})
+    clock(9)
+    time.sleep(0.1)
+    assert text.getvalue().count("\n") == 1
+    clock(2)
+    deadline = time.perf_counter() + 10
+    while text.getvalue().count("\n") < 2 and time.perf_counter() < deadline:
+        time.sleep(0.01)
+    lines.close()
+    assert text.getvalue().splitlines()[1] == (
+        "0 of about 32 epochs, 11 s; 1 running, 3 to come; best none yet"
+    )
+    clock(3600)
+    time.sleep(0.1)
+    assert text.getvalue().count("\n") == 2
 
 
 def test_few_trials_have_a_line_each_when_they_start_and_end() -> None:
