@@ -38,6 +38,7 @@ NODE = "node"  # beside them, the host of the trial's own process
 FAILURE = "failure"  # in their place, why the trial cannot go on
 UNWRITABLE = "unwritable"  # in their place, why no trial of the sweep can
 _ABORT_SECONDS = 60.0
+_LOOK_SECONDS = 10.0  # between looks whether a trainer is still there
 _AT_THE_END = 2**31  # in place of a trial's number, where there will be no other
 
 
@@ -95,7 +96,7 @@ class TrialTrainer:
             epoch = 0
             while epoch < config.epochs:
                 self._waits = False
-                item: dict[str, Any] = ray.get(mailbox.get.remote(epoch + 1))
+                item = self._next(epoch + 1)
                 if LOST in item:
                     raise TrialFailed(loss_line(folder, item[LOST]))
                 self._waits = True
@@ -107,6 +108,16 @@ class TrialTrainer:
                 yield item
         finally:
             ray.get(mailbox.end.remote())
+
+    def _next(self, epoch: int) -> dict[str, Any]:
+        told = self._mailbox.get.remote(epoch)
+        # A trainer that ends says so; not where it ended before there was a trial to say it of.
+        while not ray.wait([told], timeout=_LOOK_SECONDS)[0] and self.is_alive:
+            pass
+        if not ray.wait([told], timeout=_LOOK_SECONDS)[0]:
+            return {FAILURE: "its TorchTrainer has ended"}
+        item: dict[str, Any] = ray.get(told)
+        return item
 
     def close(self) -> None:
         """End the trainer, wherever it is; returns when its workers are gone."""
