@@ -56,7 +56,7 @@ def conclude(
     splits = table.splits
     majority = majority_accuracy(table.labels, splits["train"].targets, splits["val"].targets)
     title = f"trials by {book.metric}; accuracies are of the stored checkpoint on val"
-    console.print(table_of_trials(rows, table.labels.names, majority, title))
+    console.print(table_of_trials(rows, table.labels.names, majority, title, console.width))
     for row in rows:
         if row.state == "FAIL":
             say(f"trial {row.number} failed: {row.reason}")

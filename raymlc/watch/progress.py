@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -28,29 +29,56 @@ def track(console: Console, done: Iterable[int], text: str, total: int) -> Itera
 
 
 def table_of_trials(
-    rows: Sequence[Row], heads: Sequence[str], majority: Mapping[str, float], title: str
+    rows: Sequence[Row],
+    heads: Sequence[str],
+    majority: Mapping[str, float],
+    title: str,
+    width: int,
 ) -> Table:
-    """The trials, best first, then what always saying training's most common answer gets."""
-    params = list(dict.fromkeys(name for row in rows for name in row.params))
+    """The trials, best first, then what always saying training's most common answer gets.
+
+    width: of the terminal, in characters. Parameters that it has no room for are left out, first
+    those that are the same in all trials; how many is said below.
+    """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("trial", "state", "epochs", "score", *heads):
-        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-    for name in params:  # which give way on a narrow terminal
-        table.add_column(name, justify="right", overflow="fold")
-    for row in rows:
-        accuracies = [row.metrics.get(f"val/accuracy/{head}", math.nan) for head in heads]
-        table.add_row(
-            str(row.number),
-            row.state.lower(),
-            str(row.epochs),
-            brief(row.score),
-            *map(brief, accuracies),
-            *(brief(row.params[name]) if name in row.params else "" for name in params),
-        )
-    table.add_section()
     values = [majority[head] for head in heads]
+    columns = [
+        ("trial", [str(row.number) for row in rows]),
+        ("state", [*(row.state.lower() for row in rows), "majority"]),
+        ("epochs", [str(row.epochs) for row in rows]),
+        ("score", [brief(row.score) for row in rows]),
+    ]
+    for head, least in zip(heads, values, strict=True):
+        accuracies = [row.metrics.get(f"val/accuracy/{head}", math.nan) for row in rows]
+        columns.append((head, [brief(value) for value in (*accuracies, least)]))
+    params = {
+        name: [brief(row.params[name]) if name in row.params else "" for row in rows]
+        for name in dict.fromkeys(name for row in rows for name in row.params)
+    }
+    room = width - 2 - sum(_wide(name, cells) for name, cells in columns)
+    shown = set()
+    for name in sorted(params, key=lambda name: len(set(params[name])) == 1):
+        room -= _wide(name, params[name])
+        if room < 0:
+            break
+        shown.add(name)
+    columns += [(name, cells) for name, cells in params.items() if name in shown]
+    for name, _ in columns:
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    for place in range(len(rows)):
+        table.add_row(*(cells[place] for _, cells in columns))
+    table.add_section()
     table.add_row("", "majority", "", brief(_mean(values)), *map(brief, values))
+    if more := len(params) - len(shown):
+        parameters = "1 parameter" if more == 1 else f"{more} parameters"
+        table.caption = f"{parameters} more, for which there is no room, in summary.csv"
+        table.caption_justify = "left"
     return table
+
+
+def _wide(name: str, cells: Sequence[str]) -> int:
+    """The characters that a column takes with the spaces beside it."""
+    return max(map(cell_len, [name, *cells])) + 2
 
 
 def write_summary(path: Path, rows: Sequence[Row]) -> None:
