@@ -2,7 +2,10 @@
 
 Command:   python -m raymlc.tune --data <folder> --space search_spaces/broad.py --trials 100
 Backbone:  one of four, from ImageNet weights; made for a GPU
-Result:    none yet: no GPU was at hand
+Result:    with tf_efficientnet_lite0 at 64 pixels alone, and 4 epochs, on the first 2,000 + 1,000
+           rows of the product photos, --metric val/accuracy/article,val/accuracy/color, 16 trials:
+           a front of .624 and .428, .559 and .442, .552 and .454 (majority classes .160, .217)
+           after 34 epochs in all, 8 minutes on 2 busy CPU cores; n = 1
 """
 
 from optuna.trial import BaseTrial

@@ -205,7 +205,8 @@ def test_a_compiled_training_is_the_same_training(
     """Traced by the compiler, but run as it was, which takes seconds instead of minutes."""
     compile_: Callable[..., Any] = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="aot_eager"))
-    config = config.replace({"freeze_epochs": 1, "task_weighting": weighting})
+    # Where a gradient is nearly 0, Adam's first steps go by the sign of a rounding error.
+    config = config.replace({"optimizer": "sgd", "freeze_epochs": 1, "task_weighting": weighting})
     plain, compiled = (
         Training(config.replace({"compile": value}), labels, CPU) for value in (False, True)
     )
