@@ -2,7 +2,10 @@
 
 Command:   python -m raymlc.tune --data <folder> --space search_spaces/sgd.py --trials 32
 Backbone:  efficientnet_b0 from its pretrained weights; another with --set backbone=<timm model>
-Result:    none yet
+Result:    on the first 4,000 + 1,000 rows of the product photos, 24 trials of up to 8 epochs of
+           test_efficientnet at 64 pixels from random weights: val/accuracy 0.675 (majority class
+           0.291), by AGC and an lr of 0.46, after 94 epochs in all, 15 minutes on 2 busy CPU
+           cores; n = 1
 """
 
 from optuna.trial import BaseTrial
