@@ -112,10 +112,11 @@ class TrialTrainer:
     def _next(self, epoch: int) -> dict[str, Any]:
         told = self._mailbox.get.remote(epoch)
         # A trainer that ends says so; not where it ended before there was a trial to say it of.
-        while not ray.wait([told], timeout=_LOOK_SECONDS)[0] and self.is_alive:
-            pass
-        if not ray.wait([told], timeout=_LOOK_SECONDS)[0]:
-            return {FAILURE: "its TorchTrainer has ended"}
+        had_ended = False
+        while not ray.wait([told], timeout=_LOOK_SECONDS)[0]:
+            if had_ended:
+                return {FAILURE: "its TorchTrainer has ended"}
+            had_ended = not self.is_alive
         item: dict[str, Any] = ray.get(told)
         return item
 
@@ -205,18 +206,15 @@ def _told(
     folder, config = trial["folder"], TrialConfig.from_dict(trial["config"])
     if micro_batch_size := trial["micro_batch_size"]:
         config = config.replace({"micro_batch_size": micro_batch_size})
-    watchdog = Watchdog(folder)
+    number, first, watchdog = trial["number"], trial["epoch"], Watchdog(folder)
     try:
         trained = runner.epochs(folder, config, device, workers, watchdog.batches)
         with closing(watchdog.epochs(trained)) as epochs:
             for epoch in range(1, config.epochs + 1):
-                told_before = epoch < trial["epoch"]
-                if not told_before and not ray.get(
-                    mailbox.is_wanted.remote(trial["number"], epoch)
-                ):
+                if epoch >= first and not ray.get(mailbox.is_wanted.remote(number, epoch)):
                     return
                 metrics = next(epochs)
-                if not told_before:
+                if epoch >= first:
                     yield metrics
     except torch.OutOfMemoryError:
         # Raised, which restarts all workers from the last epoch, with half as many images at once.

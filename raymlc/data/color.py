@@ -39,8 +39,10 @@ def apply_colors(pixels_BCHW: Tensor, steps: Steps) -> Tensor:
     args_N = steps.args_BS[image_N, place_N][order_N].astype(np.float32)
     args_N111 = on_device(args_N[:, None, None, None], device)
     rows_BN = changed_BCHW.view(len(changed_BCHW), -1)
-    if rows_BN.shape[1] % 16 == 0:
-        rows_BN = rows_BN.view(torch.complex128)  # a CPU copies number by number
+    # Copied number by number: few wide ones. Not every other device has the widest.
+    wide = torch.complex128 if device.type == "cpu" else torch.int32
+    if rows_BN.shape[1] % wide.itemsize == 0:
+        rows_BN = rows_BN.view(wide)
     for key, (start, end) in zip(keys, pairwise([*starts, len(order_N)]), strict=True):
         change = _CHANGES[key % len(Op)]
         for part in parts_of(changed_BCHW, start, end):

@@ -41,34 +41,32 @@ def table_of_trials(
     those that are the same in all trials; how many is said below.
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    names = ("trial", "state", "epochs", "score", *heads)
     values = [majority[head] for head in heads]
-    columns = [
-        ("trial", [str(row.number) for row in rows]),
-        ("state", [*(row.state.lower() for row in rows), "majority"]),
-        ("epochs", [str(row.epochs) for row in rows]),
-        ("score", [brief(row.score) for row in rows]),
+    least = ["", "majority", "", brief(_mean(values)), *map(brief, values)]
+    lines = [
+        [str(row.number), row.state.lower(), str(row.epochs), brief(row.score)]
+        + [brief(row.metrics.get(f"val/accuracy/{head}", math.nan)) for head in heads]
+        for row in rows
     ]
-    for head, least in zip(heads, values, strict=True):
-        accuracies = [row.metrics.get(f"val/accuracy/{head}", math.nan) for row in rows]
-        columns.append((head, [brief(value) for value in (*accuracies, least)]))
     params = {
         name: [brief(row.params[name]) if name in row.params else "" for row in rows]
         for name in dict.fromkeys(name for row in rows for name in row.params)
     }
-    room = width - 2 - sum(_wide(name, cells) for name, cells in columns)
-    shown = set()
+    room = width - 2 - sum(map(_wide, zip(names, *lines, least, strict=True)))
+    fitting = set()
     for name in sorted(params, key=lambda name: len(set(params[name])) == 1):
-        room -= _wide(name, params[name])
+        room -= _wide([name, *params[name]])
         if room < 0:
             break
-        shown.add(name)
-    columns += [(name, cells) for name, cells in params.items() if name in shown]
-    for name, _ in columns:
+        fitting.add(name)
+    shown = [name for name in params if name in fitting]
+    for name in (*names, *shown):
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-    for place in range(len(rows)):
-        table.add_row(*(cells[place] for _, cells in columns))
+    for place, line in enumerate(lines):
+        table.add_row(*line, *(params[name][place] for name in shown))
     table.add_section()
-    table.add_row("", "majority", "", brief(_mean(values)), *map(brief, values))
+    table.add_row(*least)
     if more := len(params) - len(shown):
         parameters = "1 parameter" if more == 1 else f"{more} parameters"
         table.caption = f"{parameters} more, for which there is no room, in summary.csv"
@@ -76,9 +74,9 @@ def table_of_trials(
     return table
 
 
-def _wide(name: str, cells: Sequence[str]) -> int:
-    """The characters that a column takes with the spaces beside it."""
-    return max(map(cell_len, [name, *cells])) + 2
+def _wide(column: Sequence[str]) -> int:
+    """The characters that a column takes, its name included, with the spaces beside it."""
+    return max(map(cell_len, column)) + 2
 
 
 def write_summary(path: Path, rows: Sequence[Row]) -> None:
