@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,28 @@ from rich.table import Table
 
 if TYPE_CHECKING:  # a prediction needs no Optuna
     from raymlc.search.study import Row
+
+
+_PAUSE, _SLOWER, _LONGEST_PAUSE = 10.0, 1.5, 300.0  # seconds
+
+
+class Pace:
+    """When it is time for one more line, where nothing is drawn: after 10 s, then ever less often.
+
+    The longest wait between two is 5 minutes.
+    """
+
+    def __init__(self) -> None:
+        self._said, self._pause = time.monotonic(), _PAUSE
+
+    def due(self) -> bool:
+        """Whether it is time now; whoever is told so says the line."""
+        now = time.monotonic()
+        if now - self._said < self._pause:
+            return False
+        self._said = now
+        self._pause = min(_SLOWER * self._pause, _LONGEST_PAUSE)
+        return True
 
 
 def track(console: Console, done: Iterable[int], text: str, total: int) -> Iterable[int]:

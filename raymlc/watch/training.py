@@ -22,7 +22,7 @@ from rich.text import Text
 
 from raymlc.data.batches import Batch
 from raymlc.metric import objectives, score_of
-from raymlc.watch.progress import brief
+from raymlc.watch.progress import Pace, brief
 from raymlc.watch.standing import duration
 
 
@@ -36,6 +36,8 @@ class _Speed(ProgressColumn):
 
 class TrainingLines:
     """A line an epoch, and below them a bar over the images of all epochs.
+
+    Where no bar can be drawn, lines say how far a long epoch is, ever less often.
 
     images: of one epoch, of all workers. epochs: of the whole training. done: of them, those that
     an earlier process has trained; they are not said again.
@@ -53,8 +55,10 @@ class TrainingLines:
         self._console = console
         self._metric, self._heads = metric, heads
         self._images, self._epochs, self._done = images, epochs, done
+        self._finished = done
         self._micro_batch_size: float | None = None
         self._began = time.monotonic()
+        self._pace = Pace()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -75,13 +79,20 @@ class TrainingLines:
 
     def batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches of an epoch as they go by, each moving the bar."""
+        began, seen = time.monotonic(), 0
         for batch in batches:
             yield batch
             self._bar.advance(self._task, len(batch))
+            seen += len(batch)
+            if self._bar.disable and self._pace.due():
+                self._say(
+                    f"{self._title(self._finished + 1)}: {seen:,} of {self._images:,} images,"
+                    f" {seen / (time.monotonic() - began):,.0f} images/s"
+                )
 
     def epoch(self, metrics: Mapping[str, float]) -> None:
         """Say how an epoch went, and how much time the others will take."""
-        number = int(metrics["epoch"])
+        number = self._finished = int(metrics["epoch"])
         self._bar.update(
             self._task, completed=self._images * number, description=self._title(number + 1)
         )

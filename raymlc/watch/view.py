@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,14 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from raymlc.search.study import Assignment, Row
-from raymlc.watch.progress import brief
+from raymlc.watch.progress import Pace, brief
 from raymlc.watch.standing import Standing
 
 _REDRAWN = 2.0  # times a second
 _BAR = 60  # columns of the bar, where there are as many
 _NAMED = 6  # running trials that the view has a line for
 _FEW = 50  # trials of which each start and end has a line
-_PAUSE, _SLOWER, _LONGEST_PAUSE = 10.0, 1.5, 300.0  # seconds between lines where no view is drawn
 _LOOKS = 1.0  # seconds between looks whether it is time for such a line, where no epoch ends
 
 
@@ -41,7 +39,7 @@ class Lines:
         self._lock = threading.Lock()  # another thread tells; under it nothing may be printed
         self._few = standing.trials <= _FEW
         self._best = math.nan if standing.best is None else standing.best.score
-        self._said, self._pause = time.monotonic(), _PAUSE
+        self._pace = Pace()
         self._drawn = console.is_interactive and not console.quiet
         self._view = Live(
             console=console,
@@ -117,10 +115,8 @@ class Lines:
         """Say how the sweep stands, if the last such line is long enough ago."""
         stands = self._standing
         with self._lock:
-            if time.monotonic() - self._said < self._pause or not stands.running:
+            if not stands.running or not self._pace.due():
                 return
-            self._said = time.monotonic()
-            self._pause = min(_SLOWER * self._pause, _LONGEST_PAUSE)
             parts = [stands.way_line(), stands.counts_line(), stands.speed_line()]
             line = "; ".join(filter(None, [*parts, f"best {stands.best_line()}"]))
         self._say(line)
