@@ -108,8 +108,8 @@ class SearchOptions:
     that were stopped early tpe and cmaes learn, gp and nsga2 do not, and to tpe one that waits at a
     rung is a bad one. Default: rungs; of several metrics tpe."""
     pruner: PrunerName | None = None
-    """When a trial is stopped early. promote: after 1/27, 1/9 and 1/3 of its own epochs it waits
-    unless it is among the best third of those that came so far, and goes on when it is later.
+    """When a trial is stopped early. promote: after 1/64, 1/16 and 1/4 of its own epochs it waits
+    unless it is among the best quarter of those that came so far, and goes on when it is later.
     rungs: the same, but it ends there. asha: Optuna's halving, which keeps the better half after a
     fifth of the epochs and at each doubling; Optuna's hyperband, median, wilcoxon. one-epoch: each
     waits after its first epoch, and in the end the best tenth goes on, a baseline that is hard to

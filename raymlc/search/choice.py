@@ -11,6 +11,7 @@ import optuna
 from raymlc.errors import UserError
 from raymlc.search.front import RankPruner
 from raymlc.search.pruner import OneEpochPruner, PromotingPruner, RungPruner
+from raymlc.search.rungs import FACTOR, FIRST
 from raymlc.search.sampler import RungSampler
 
 # "rungs" are raymlc's own, made for each other; the others are Optuna's, by its names. "qmc", "gp"
@@ -87,7 +88,7 @@ def make_pruner(name: PrunerName, epochs: int, several: bool = False) -> optuna.
     Optuna's halving has its first rung after a fifth of them, and further ones at each doubling.
     """
     if several and name != "none":
-        first, factor = (1 / 27, 3.0) if name == "rungs" else (1 / 4, 2.0)
+        first, factor = (FIRST, FACTOR) if name == "rungs" else (1 / 4, 2.0)
         return RankPruner(epochs, first, factor)
     match name:
         case "rungs":

@@ -9,7 +9,18 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from raymlc.search.rungs import ASIDE, chance, fractions, length, losses, rung_epoch, spared, trust
+from raymlc.search.rungs import (
+    ASIDE,
+    FACTOR,
+    FIRST,
+    chance,
+    fractions,
+    length,
+    losses,
+    rung_epoch,
+    spared,
+    trust,
+)
 
 
 class Promoting(optuna.pruners.BasePruner):
@@ -42,7 +53,7 @@ class RungPruner(optuna.pruners.BasePruner):
     fraction of a run. factor: from rung to rung; one of so many goes on.
     """
 
-    def __init__(self, longest: int, first: float = 1 / 27, factor: float = 3) -> None:
+    def __init__(self, longest: int, first: float = FIRST, factor: float = FACTOR) -> None:
         self._longest = longest
         self._factor = factor
         self._fractions = fractions(first, factor)[:-1]

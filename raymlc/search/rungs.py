@@ -13,6 +13,10 @@ from optuna.trial import FrozenTrial, TrialState
 # no trial is compared with it at a rung, since it is of another space or another study.
 CONFIG, REASON, PAUSED, ASIDE = "config", "reason", "paused", "aside"
 
+# The lowest rung, as a fraction of a run, and how far each is above the one before; one trial of so
+# many goes on.
+FIRST, FACTOR = 1 / 64, 4.0
+
 SPARED = 0.1  # the least share of trials that no early rung stops: what is known of those rungs
 _TRUSTED, _WEIGHT = 0.8, 4  # how far they are trusted at first, and how many trials that counts as
 

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from raymlc.search.encoding import Encoding, Floats, union, without_unasked
 from raymlc.search.gaussian import GaussianProcess, log_expected_improvement
-from raymlc.search.rungs import CONFIG, fractions, losses, order, trust
+from raymlc.search.rungs import CONFIG, FACTOR, FIRST, fractions, losses, order, trust
 
 _ANYWHERE, _NEAR = 200, 300  # candidates of a proposal: in the whole space; near the best trials
 _BEST = 10  # trials that candidates are drawn near to
@@ -42,7 +42,12 @@ class RungSampler(optuna.samplers.BaseSampler):
     """
 
     def __init__(
-        self, seed: int, longest: int, startup: int = 8, first: float = 1 / 27, factor: float = 3
+        self,
+        seed: int,
+        longest: int,
+        startup: int = 8,
+        first: float = FIRST,
+        factor: float = FACTOR,
     ) -> None:
         self._rng = np.random.default_rng(seed)
         self._independent = optuna.samplers.RandomSampler(seed=seed)
