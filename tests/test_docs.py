@@ -39,7 +39,8 @@ NOT_RUN = {
         "pip install '.[dashboard]'",
         "pip install '.[opencv]'",
         "pip install '.[cluster]' boto3",
-        "python3 -m venv .venv && .venv/bin/pip install '.[test]' && .venv/bin/python -m pytest",
+        "python3 -m venv .venv && .venv/bin/pip install '.[test]' && .venv/bin/python -m pytest"
+        " -n 2 --dist loadfile",
     ),
     "itself": ('pytest -m "not slow"',),
     "the product photos, an hour, and weights that are not in the repository": (

@@ -5,8 +5,10 @@ Command:   python tests/benchmarks/epoch.py --data DIR [--images N] [--repeats N
 DIR is a table of photos, whose first --images training rows are taken. Both train the same network
 with crops, flips, RandAugment as `rand-m9-mstd0.5` and erasing, AdamP, EMA, channels last, batches
 of 64. The plain recipe (`peer.py`) has two threads and the best of 0, 1 and 2 loader processes,
-which is found first; raymlc has one thread and no other process. A round is an epoch of each, in
-turns, by the clock; the first is left out. --large: copies of the photos of 300 x 400, at 128.
+which is found first; raymlc has no other process and one thread, half of the cores, or two. The
+floor is the backbone's own arithmetic, forward and backward on a batch in memory, on one thread. A
+round is an epoch of each, in turns, by the clock; the first is left out. --large: copies of the
+photos of 300 x 400, at 128.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import timm
 import torch
 
 from raymlc.data.batches import training_batches
@@ -92,21 +95,41 @@ def compare(data: Path, cache: Path, backbone: str, image_size: int, repeats: in
     plain = PlainTraining({**shared, "loader_workers": best})
     table = read_table(data)
     own = ours(table.labels, table.splits["train"], config, cache)
-    sides = {"ours": (own, 1), "plain": (plain.epoch, 2)}
+    steps = len(plain.batches)
+    sides = {
+        "plain, 2 threads": (plain.epoch, 2),
+        "ours, 1 thread": (own, 1),
+        "ours, 2 threads": (own, 2),
+        "the network alone, 1 thread": (network_alone(config, steps), 1),
+    }
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(1 + repeats):
         for name in sorted(sides, reverse=bool(repeat % 2)):
             took = seconds(*sides[name])
             if repeat:
                 spent[name].append(took)
-    made = len(plain.batches) * config.batch_size
-    our, their = (made / statistics.median(spent[name]) for name in ("ours", "plain"))
-    ratios = [slow / fast for slow, fast in zip(spent["plain"], spent["ours"], strict=True)]
-    print(
-        f"| {backbone} | {image_size} | {our:.0f} | {their:.0f} | {best} | {spread(ratios)}"
-        f" | {repeats} |",
-        flush=True,
-    )
+    for name, own_spent in spent.items():
+        ratios = [p / o for p, o in zip(spent["plain, 2 threads"], own_spent, strict=True)]
+        print(
+            f"| {backbone} | {image_size} | {name} |"
+            f" {steps * config.batch_size / statistics.median(own_spent):.0f} | {spread(ratios)} |",
+            flush=True,
+        )
+    print(f"| {backbone} | {image_size} | loader processes of plain: {best}; n = {repeats} | | |")
+
+
+def network_alone(config: TrialConfig, steps: int) -> Callable[[], object]:
+    """So many times forward and backward through the backbone alone, with one random batch."""
+    model = timm.create_model(config.backbone, num_classes=0).to(memory_format=torch.channels_last)
+    images_BCHW = torch.rand(config.batch_size, 3, config.image_size, config.image_size)
+    images_BCHW = images_BCHW.to(memory_format=torch.channels_last)
+
+    def epoch() -> None:
+        for _ in range(steps):
+            model(images_BCHW).square().mean().backward()
+            model.zero_grad(set_to_none=True)
+
+    return epoch
 
 
 def main() -> None:
@@ -118,8 +141,8 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="photos of 300 x 400, at 128 pixels")
     options = parser.parse_args()
     print(f"{processor()}; normalised by {MEAN}, {STD}")
-    print("| network | pixels | ours, images/s, 1 thread | plain, 2 threads | -j | ratio | n |")
-    print("|---|---|---|---|---|---|---|")
+    print("| network | pixels | who | images/s | times plain's, median [range] |")
+    print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         size = LARGE if options.large else None
         data = part(options.data, Path(name) / "data", options.images, size)

@@ -15,6 +15,7 @@ efficientnet_b0 what `--trials-per-gpu` of a sweep is worth. CUDA's MPS is used 
 """
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -58,7 +59,11 @@ def trial(
     training = Training(config, labels, device)
     learner = Learner(training, HeadLosses(config, labels, targets, device), Workers())
     learner.begin_epoch()
-    batches = training_batches(data, config, training.normalization, device, epoch=0)
+    batches = (
+        batch
+        for epoch in itertools.count()
+        for batch in training_batches(data, config, training.normalization, device, epoch)
+    )
     for _ in range(3):
         learner.step(next(batches))
     finish(device)
