@@ -133,7 +133,7 @@ class SearchOptions:
 class AmountOptions:
     """How many trials there are, and how long."""
 
-    trials: str = "16"
+    trials: str = "24"
     """How many trials the sweep shall have in all, failed ones included; of a resumed sweep, +N for
     N more than it has."""
     concurrency: int | None = None

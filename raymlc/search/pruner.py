@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Collection
 
@@ -110,8 +111,9 @@ class PromotingPruner(RungPruner, Promoting):
     def promote(self, study: optuna.Study, paused: Collection[int], all_asked: bool) -> int | None:
         """Of the highest rung that has one, the best halted trial that is in its best share.
 
-        A trial that failed later leaves its place in the share to the next. When all were asked, a
-        rung that fewer than `factor` reached lets its best one go on.
+        A trial that failed later leaves its place in the share to the next. When all were asked,
+        the share is rounded up: of trials as few as a small sweep has at its last rung, one more
+        is trained to the end.
         """
         failed = {t.number for t in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))}
         left = set(paused)
@@ -120,7 +122,8 @@ class PromotingPruner(RungPruner, Promoting):
             if here:
                 best = min(here, key=lambda number: (there[number], number))
                 ahead = sum(there[number] < there[best] for number in there.keys() - failed)
-                if ahead < max(int(all_asked), self._places(len(there))):
+                places = self._places(len(there))
+                if ahead < (math.ceil(len(there) / self._factor) if all_asked else places):
                     return best
             left -= here
         return None

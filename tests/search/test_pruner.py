@@ -316,6 +316,22 @@ def test_of_few_trials_one_still_gets_to_its_end(count: int) -> None:
     assert complete == [count - 1]
 
 
+@pytest.mark.parametrize(("count", "going_on"), [(1, 1), (3, 1), (4, 2), (6, 2), (7, 3)])
+def test_when_no_trial_will_be_begun_any_more_the_share_is_rounded_up(
+    count: int, going_on: int
+) -> None:
+    sweep = promoting()
+    for number in range(count):
+        sweep.run([0.1 + number / 10])
+    promoted = []
+    while (at := sweep.promote()) is not None:
+        promoted.append(at)
+    assert promoted == list(range(count // 3))
+    while (at := sweep.promote(all_asked=True)) is not None:
+        promoted.append(at)
+    assert promoted == list(range(going_on))
+
+
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_every_trial_gets_one_epoch_and_then_the_best_tenth_the_rest(
     direction: Literal["minimize", "maximize"],

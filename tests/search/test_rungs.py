@@ -1,15 +1,20 @@
 """Trials of any length and age are compared at the same share of their own run."""
 
+import inspect
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import optuna
 import pytest
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from raymlc.options import SearchOptions
 from raymlc.search.rungs import (
     CONFIG,
+    FACTOR,
+    FIRST,
     REASON,
     SPARED,
     chance,
@@ -50,6 +55,14 @@ def test_rungs_are_a_factor_apart_and_end_with_the_full_run(
     first: float, factor: float, expected: list[float]
 ) -> None:
     assert fractions(first, factor) == pytest.approx(expected)
+
+
+def test_the_help_of_pruner_and_its_page_name_the_rungs_that_are_the_default() -> None:
+    early = [round(1 / fraction) for fraction in fractions(FIRST, FACTOR)[:-1]]
+    page = (Path(__file__).parents[2] / "docs" / "deciding.md").read_text(encoding="utf-8")
+    named = " and ".join([", ".join(f"1/{part}" for part in early[:-1]), f"1/{early[-1]}"])
+    assert f"{named} of its own epochs" in inspect.getsource(SearchOptions)
+    assert f"{named}, and the whole of a trial's own epochs" in page
 
 
 @pytest.mark.parametrize(
