@@ -100,7 +100,7 @@ def test_a_sweep_runs_as_a_job_on_a_cluster_and_goes_on_when_it_was_stopped(
     place: list[str | Path] = ["--output", folder.parent, "--name", folder.name]
     begun = submitted(
         head, ["--no-wait", "--submission-id", "first"], "--data", drawn,
-        "--space", ROOT / "search_spaces" / "demo.py", "--set", "epochs=6", "--trials", "2",
+        "--space", ROOT / "search_spaces" / "demo.py", "--set", "epochs=24", "--trials", "2",
         "--cache", tmp_path / "cache", *place,
     )  # fmt: skip
     assert begun.returncode == 0, begun.stdout + begun.stderr
