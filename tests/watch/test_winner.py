@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -119,6 +120,9 @@ def trials(table_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         for metrics in run_trial(own, table.labels, train, val, folder, "val/accuracy", cpu):
             events.epoch(metrics)
         events.end({"seed": number}, metrics)
+    # TensorBoard reads files in the order of their names: the second they are from, then a number
+    # without leading zeros.
+    time.sleep(1.1)
     show_winner(output / "trials" / "0000", table, output / "cache", "stop", Console(quiet=True))
     return output / "trials"
 
