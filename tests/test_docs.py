@@ -237,8 +237,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trials = base / "runs" / "first" / "trials"
     (best,) = [folder for folder in trials.iterdir() if (folder / "best" / "README.md").is_file()]
     shutil.copy(best / "best" / "trial.json", base)
-    for number in ("0003", "0011"):  # those that the pages call the best
-        shutil.copytree(best, trials / number)
+    for number in {"0000", "0003"} - {best.name}:  # those that the pages call the best
+        shutil.copytree(best, trials / number, dirs_exist_ok=True)
     for name in ("NAME", "OTHER"):
         shutil.copytree(base / "runs" / "first", base / "runs" / name)
     shutil.move(base / "runs" / "first", base / "first")

@@ -122,8 +122,9 @@ class PromotingPruner(RungPruner, Promoting):
             if here:
                 best = min(here, key=lambda number: (there[number], number))
                 ahead = sum(there[number] < there[best] for number in there.keys() - failed)
-                places = self._places(len(there))
-                if ahead < (math.ceil(len(there) / self._factor) if all_asked else places):
+                count = len(there)
+                places = math.ceil(count / self._factor) if all_asked else self._places(count)
+                if ahead < places:
                     return best
             left -= here
         return None
