@@ -29,6 +29,7 @@ from raymlc.training.checkpoint import (
 )
 from raymlc.training.evaluate import Workers
 from raymlc.training.loop import Progress, fit
+from raymlc.training.memory import keep_freed_memory
 from raymlc.training.state import Training
 from raymlc.trial import TrialConfig
 
@@ -76,7 +77,7 @@ def run_trial(
     folder/best is the checkpoint of the epoch with the best `metric`, or the best `score_of`
     several; folder/summary.csv has a row an epoch. Each epoch is on disk before it is yielded: a
     process killed at any moment loses the epoch it was in. Only worker 0 writes. progress: as `fit`
-    has it.
+    has it. The process keeps what memory it frees, from then on (`keep_freed_memory`).
     Raises what `fit` and `Training` raise, and Unwritable.
     """
     history = load_history(folder / LAST)
@@ -85,6 +86,7 @@ def run_trial(
         return
     if workers.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     training = Training(config, labels, device, fetch=not history)
     if history:
         load_last(folder / LAST, training)

@@ -5,19 +5,25 @@ Command:   python tests/benchmarks/epoch.py --data DIR [--images N] [--repeats N
 DIR is a table of photos, whose first --images training rows are taken. Both train the same network
 with crops, flips, RandAugment as `rand-m9-mstd0.5` and erasing, AdamP, EMA, channels last, batches
 of 64. The plain recipe (`peer.py`) has two threads and the best of 0, 1 and 2 loader processes,
-which is found first; raymlc has no other process and one thread, half of the cores, or two. The
-floor is the backbone's own arithmetic, forward and backward on a batch in memory, on one thread. A
-round is an epoch of each, in turns, by the clock; the first is left out. --large: copies of the
-photos of 300 x 400, at 128.
+which is found first; raymlc has no loader process and one thread, half of the cores, or two, and a
+process set up as its commands do that. The floor is the backbone's own arithmetic in such a
+process, forward and backward on a batch in memory, on one thread. A round is an epoch of each, in
+turns, by the clock; the first is left out. --large: copies of the photos of 300 x 400, at 128.
 """
 
 import argparse
 import csv
+import multiprocessing
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import timm
 import torch
@@ -25,9 +31,11 @@ import torch
 from raymlc.data.batches import training_batches
 from raymlc.data.store import open_split
 from raymlc.data.table import Split, read_table
+from raymlc.door import SPINS
 from raymlc.labels import Labels
 from raymlc.model.loss import HeadLosses
 from raymlc.training.evaluate import Workers
+from raymlc.training.memory import keep_freed_memory
 from raymlc.training.state import Training
 from raymlc.training.step import Learner
 from raymlc.trial import TrialConfig
@@ -37,16 +45,67 @@ from tests.benchmarks.peer import Training as PlainTraining
 BACKBONES = ("test_efficientnet", "efficientnet_b0")
 
 
-def seconds(work: Callable[[], object], threads: int) -> float:
-    """By the clock, with so many threads."""
+Epoch = Callable[[], None]
+
+
+class Side:
+    """What `make` returns, done over and over in a process of its own, by the clock."""
+
+    def __init__(self, make: Callable[[], Epoch], threads: int, spins: str | None) -> None:
+        self._connection, theirs = multiprocessing.Pipe()
+        # A process reads it when it loads OpenMP.
+        os.environ.pop("GOMP_SPINCOUNT", None)
+        if spins is not None:
+            os.environ["GOMP_SPINCOUNT"] = spins
+        context = multiprocessing.get_context("spawn")
+        self._process = context.Process(target=_serve, args=(make, threads, theirs))
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self._connection.close()
+        self._process.join()
+
+    def seconds(self) -> float:
+        """Of one more epoch. Raises EOFError if the process fails."""
+        self._connection.send(None)
+        took: float = self._connection.recv()
+        return took
+
+
+def _serve(make: Callable[[], Epoch], threads: int, asked: Connection) -> None:
     torch.set_num_threads(threads)
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    epoch = make()
+    while True:
+        try:
+            asked.recv()
+        except EOFError:
+            return
+        start = time.perf_counter()
+        epoch()
+        asked.send(time.perf_counter() - start)
 
 
-def ours(labels: Labels, split: Split, config: TrialConfig, cache: Path) -> Callable[[], object]:
+def plain(config: dict[str, Any]) -> Epoch:
+    """An epoch of the plain recipe's."""
+    return PlainTraining(config).epoch
+
+
+def ours_of(data: Path, config: TrialConfig, cache: Path) -> Epoch:
+    """An epoch of raymlc's on a table's training rows."""
+    table = read_table(data)
+    return ours(table.labels, table.splits["train"], config, cache)
+
+
+def ours(labels: Labels, split: Split, config: TrialConfig, cache: Path) -> Epoch:
     """An epoch of raymlc's."""
+    keep_freed_memory()
     train = open_split(split, config.image_size, cache)
     training = Training(config, labels, CPU)
     learner = Learner(training, HeadLosses(config, labels, train.targets, CPU), Workers())
@@ -86,28 +145,32 @@ def compare(data: Path, cache: Path, backbone: str, image_size: int, repeats: in
         "batch_size": 64, "epochs": 99, "lr": config.lr, "drop_rate": config.drop_rate,
         "drop_path_rate": 0.0, "auto_augment": "rand-m9-mstd0.5", "re_prob": 0.25,
     }  # fmt: skip
+    steps = len(read_table(data).splits["train"].images) // config.batch_size
     tried = {}
     for workers in (0, 1, 2):
-        plain = PlainTraining({**shared, "loader_workers": workers})
-        plain.epoch()
-        tried[workers] = seconds(plain.epoch, threads=2)
+        with Side(partial(plain, {**shared, "loader_workers": workers}), 2, None) as side:
+            side.seconds()
+            tried[workers] = side.seconds()
     best = min(tried, key=tried.__getitem__)
-    plain = PlainTraining({**shared, "loader_workers": best})
-    table = read_table(data)
-    own = ours(table.labels, table.splits["train"], config, cache)
-    steps = len(plain.batches)
-    sides = {
-        "plain, 2 threads": (plain.epoch, 2),
-        "ours, 1 thread": (own, 1),
-        "ours, 2 threads": (own, 2),
-        "the network alone, 1 thread": (network_alone(config, steps), 1),
-    }
-    spent: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(1 + repeats):
-        for name in sorted(sides, reverse=bool(repeat % 2)):
-            took = seconds(*sides[name])
-            if repeat:
-                spent[name].append(took)
+    own, alone = partial(ours_of, data, config, cache), partial(network_alone, config, steps)
+    with (
+        Side(partial(plain, {**shared, "loader_workers": best}), 2, None) as plain_2,
+        Side(own, 1, SPINS) as ours_1,
+        Side(own, 2, SPINS) as ours_2,
+        Side(alone, 1, SPINS) as alone_1,
+    ):
+        sides = {
+            "plain, 2 threads": plain_2,
+            "ours, 1 thread": ours_1,
+            "ours, 2 threads": ours_2,
+            "the network alone, 1 thread": alone_1,
+        }
+        spent: dict[str, list[float]] = {name: [] for name in sides}
+        for repeat in range(1 + repeats):
+            for name in sorted(sides, reverse=bool(repeat % 2)):
+                took = sides[name].seconds()
+                if repeat:
+                    spent[name].append(took)
     for name, own_spent in spent.items():
         ratios = [p / o for p, o in zip(spent["plain, 2 threads"], own_spent, strict=True)]
         print(
@@ -118,8 +181,9 @@ def compare(data: Path, cache: Path, backbone: str, image_size: int, repeats: in
     print(f"| {backbone} | {image_size} | loader processes of plain: {best}; n = {repeats} | | |")
 
 
-def network_alone(config: TrialConfig, steps: int) -> Callable[[], object]:
+def network_alone(config: TrialConfig, steps: int) -> Epoch:
     """So many times forward and backward through the backbone alone, with one random batch."""
+    keep_freed_memory()
     model = timm.create_model(config.backbone, num_classes=0).to(memory_format=torch.channels_last)
     images_BCHW = torch.rand(config.batch_size, 3, config.image_size, config.image_size)
     images_BCHW = images_BCHW.to(memory_format=torch.channels_last)

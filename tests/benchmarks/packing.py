@@ -34,6 +34,7 @@ from raymlc.door import SPINS
 from raymlc.labels import Labels
 from raymlc.model.loss import HeadLosses
 from raymlc.training.evaluate import Workers
+from raymlc.training.memory import keep_freed_memory
 from raymlc.training.state import Training
 from raymlc.training.step import Learner
 from raymlc.trial import TrialConfig
@@ -49,6 +50,7 @@ def trial(
 ) -> None:
     """Train for some seconds once all have come; tell the images a second."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     rng = np.random.default_rng(0)
     images_NHWC = rng.integers(0, 256, (64 * 100, 64, 64, 3), dtype=np.uint8)
     cells = [str(one) for one in rng.integers(0, 10, len(images_NHWC))]
