@@ -181,9 +181,10 @@ def compare(data: Path, cache: Path, backbone: str, image_size: int, repeats: in
     print(f"| {backbone} | {image_size} | loader processes of plain: {best}; n = {repeats} | | |")
 
 
-def network_alone(config: TrialConfig, steps: int) -> Epoch:
+def network_alone(config: TrialConfig, steps: int, keeps_memory: bool = True) -> Epoch:
     """So many times forward and backward through the backbone alone, with one random batch."""
-    keep_freed_memory()
+    if keeps_memory:
+        keep_freed_memory()
     model = timm.create_model(config.backbone, num_classes=0).to(memory_format=torch.channels_last)
     images_BCHW = torch.rand(config.batch_size, 3, config.image_size, config.image_size)
     images_BCHW = images_BCHW.to(memory_format=torch.channels_last)

@@ -96,6 +96,7 @@ SEARCHERS: dict[str, Make] = {
     "rungs-proposal": _pair("rungs", "rungs", told_row=False),
     "rungs-promote": _pair("rungs", "promote"),
     "syne-asha": lambda c, seed: SyneTune(c, seed, "ASHA"),
+    "syne-cqr": lambda c, seed: SyneTune(c, seed, "ASHACQR"),
     "syne-bore": lambda c, seed: SyneTune(c, seed, "ASHABORE"),
 }
 SHOWN = (

@@ -1,0 +1,58 @@
+"""What it is worth to keep memory between steps: forward and backward with it and without.
+
+Command:   python tests/benchmarks/memory.py [--seconds N] [--repeats N]
+
+Each side is a process of its own that takes the same network through the same batch of 64, on one
+thread and on two. A round is a stretch of steps of each, in turns, by the clock; the first is left
+out. glibc only; elsewhere both sides are the same.
+"""
+
+import argparse
+from functools import partial
+
+from raymlc.door import SPINS
+from raymlc.trial import TrialConfig
+from tests.benchmarks.epoch import BACKBONES, Side, network_alone
+from tests.benchmarks.input import processor, spread
+
+PIXELS = {"test_efficientnet": (64, 128), "efficientnet_b0": (64,)}
+
+
+def compare(config: TrialConfig, threads: int, seconds: float, repeats: int) -> list[float]:
+    """Times as fast with memory kept, round by round."""
+    with Side(partial(network_alone, config, 1), threads, SPINS) as side:
+        side.seconds()
+        steps = max(1, round(seconds / side.seconds()))
+    with (
+        Side(partial(network_alone, config, steps), threads, SPINS) as keeps,
+        Side(partial(network_alone, config, steps, keeps_memory=False), threads, SPINS) as gives,
+    ):
+        ratios = []
+        for repeat in range(1 + repeats):
+            turns = [keeps, gives] if repeat % 2 else [gives, keeps]
+            took = {side: side.seconds() for side in turns}
+            if repeat:
+                ratios.append(took[gives] / took[keeps])
+    return ratios
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=float, default=2, help="of a stretch, about")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds that count")
+    options = parser.parse_args()
+    print(f"{processor()}; batches of 64")
+    print("| network | pixels | threads | times as fast, median [range] | n |")
+    print("|---|---|---|---|---|")
+    for backbone in BACKBONES:
+        for pixels in PIXELS[backbone]:
+            config = TrialConfig(backbone=backbone, pretrained=False, image_size=pixels)
+            for threads in (1, 2):
+                ratios = compare(config, threads, options.seconds, options.repeats)
+                row = f"{backbone} | {pixels} | {threads} | {spread(ratios)} | {len(ratios)}"
+                print(f"| {row} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
