@@ -61,6 +61,7 @@ NOT_RUN = {
         "python tests/benchmarks/input.py --data DIR",
         "python tests/benchmarks/start.py --data DIR",
         "python tests/benchmarks/gc_place.py",
+        "python tests/benchmarks/memory.py",
         "python tests/benchmarks/packing.py",
         "python tests/benchmarks/adamp.py",
         "python -m tests.benchmarks.search.cost",

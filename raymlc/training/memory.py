@@ -15,9 +15,9 @@ def keep_freed_memory() -> None:
     """Let what a step frees be used again by the next one, and give back what is free now.
 
     By itself glibc gives a step's activations back to the system, which hands them out again page
-    by page, cleared: on a CPU 5 to 10 % of a step of an EfficientNet. Holds for the whole process
-    from then on; nothing is changed where the user has set the C library's own variables, nor
-    where the C library is another one.
+    by page, cleared; `tests/benchmarks/memory.py` measures what that costs. Holds for the whole
+    process from then on; nothing is changed where the user has set the C library's own variables,
+    nor where the C library is another one.
     """
     if sys.platform != "linux" or any(name in os.environ for name in _SETTINGS):
         return

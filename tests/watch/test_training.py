@@ -1,29 +1,15 @@
 """What a single training says while it runs."""
 
 import io
-import time
 from collections.abc import Callable, Iterable
 from typing import cast
 
-import pytest
 from rich.console import Console
 
 from raymlc.data.batches import Batch
 from raymlc.watch.training import TrainingLines
 
 SIZE = 32
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Moves the time on, by seconds; it stands still otherwise."""
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-
-    def move(seconds: float) -> None:
-        now[0] += seconds
-
-    return move
 
 
 def epoch_of(

@@ -31,16 +31,12 @@ MAJORITY = {"shape": 0.25, "color": math.nan}
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """clock(seconds): lets so much time pass, which stands still otherwise."""
-    now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+def clock(
+    clock: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[float], None]:
+    """The same, and the view does not look at it by itself."""
     monkeypatch.setattr(view, "_LOOKS", 3600.0)
-
-    def passes(seconds: float) -> None:
-        now[0] += seconds
-
-    return passes
+    return clock
 
 
 def epoch(number: int, score: float, **more: float) -> dict[str, float]:
