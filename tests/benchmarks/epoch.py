@@ -18,12 +18,12 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import timm
 import torch
@@ -39,44 +39,37 @@ from raymlc.training.memory import keep_freed_memory
 from raymlc.training.state import Training
 from raymlc.training.step import Learner
 from raymlc.trial import TrialConfig
-from tests.benchmarks.input import CPU, LARGE, MEAN, STD, jpegs, processor, spread
+from tests.benchmarks.input import CPU, LARGE, MEAN, STD, jpegs, paired, processor, spread
 from tests.benchmarks.peer import Training as PlainTraining
 
 BACKBONES = ("test_efficientnet", "efficientnet_b0")
 
-
 Epoch = Callable[[], None]
+Seconds = Callable[[], float]  # does an epoch, and tells how long it took by the clock
 
 
-class Side:
-    """What `make` returns, done over and over in a process of its own, by the clock."""
+@contextmanager
+def side(make: Callable[[], Epoch], threads: int, spins: str | None) -> Iterator[Seconds]:
+    """What `make` returns, in a process of its own. Raises EOFError if that fails."""
+    connection, theirs = multiprocessing.Pipe()
+    # A process reads it when it loads OpenMP.
+    os.environ.pop("GOMP_SPINCOUNT", None)
+    if spins is not None:
+        os.environ["GOMP_SPINCOUNT"] = spins
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_serve, args=(make, threads, theirs))
+    process.start()
+    theirs.close()
 
-    def __init__(self, make: Callable[[], Epoch], threads: int, spins: str | None) -> None:
-        self._connection, theirs = multiprocessing.Pipe()
-        # A process reads it when it loads OpenMP.
-        os.environ.pop("GOMP_SPINCOUNT", None)
-        if spins is not None:
-            os.environ["GOMP_SPINCOUNT"] = spins
-        context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=_serve, args=(make, threads, theirs))
-        self._process.start()
-        theirs.close()
+    def seconds() -> float:
+        connection.send(None)
+        return float(connection.recv())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:  # fmt: skip
-        self._connection.close()
-        self._process.join()
-
-    def seconds(self) -> float:
-        """Of one more epoch. Raises EOFError if the process fails."""
-        self._connection.send(None)
-        took: float = self._connection.recv()
-        return took
+    try:
+        yield seconds
+    finally:
+        connection.close()
+        process.join()
 
 
 def _serve(make: Callable[[], Epoch], threads: int, asked: Connection) -> None:
@@ -95,12 +88,6 @@ def _serve(make: Callable[[], Epoch], threads: int, asked: Connection) -> None:
 def plain(config: dict[str, Any]) -> Epoch:
     """An epoch of the plain recipe's."""
     return PlainTraining(config).epoch
-
-
-def ours_of(data: Path, config: TrialConfig, cache: Path) -> Epoch:
-    """An epoch of raymlc's on a table's training rows."""
-    table = read_table(data)
-    return ours(table.labels, table.splits["train"], config, cache)
 
 
 def ours(labels: Labels, split: Split, config: TrialConfig, cache: Path) -> Epoch:
@@ -145,19 +132,22 @@ def compare(data: Path, cache: Path, backbone: str, image_size: int, repeats: in
         "batch_size": 64, "epochs": 99, "lr": config.lr, "drop_rate": config.drop_rate,
         "drop_path_rate": 0.0, "auto_augment": "rand-m9-mstd0.5", "re_prob": 0.25,
     }  # fmt: skip
-    steps = len(read_table(data).splits["train"].images) // config.batch_size
+    table = read_table(data)
+    train = table.splits["train"]
+    steps = len(train) // config.batch_size
     tried = {}
     for workers in (0, 1, 2):
-        with Side(partial(plain, {**shared, "loader_workers": workers}), 2, None) as side:
-            side.seconds()
-            tried[workers] = side.seconds()
+        with side(partial(plain, {**shared, "loader_workers": workers}), 2, None) as seconds:
+            seconds()
+            tried[workers] = seconds()
     best = min(tried, key=tried.__getitem__)
-    own, alone = partial(ours_of, data, config, cache), partial(network_alone, config, steps)
+    own = partial(ours, table.labels, train, config, cache)
+    alone = partial(network_alone, config, steps)
     with (
-        Side(partial(plain, {**shared, "loader_workers": best}), 2, None) as plain_2,
-        Side(own, 1, SPINS) as ours_1,
-        Side(own, 2, SPINS) as ours_2,
-        Side(alone, 1, SPINS) as alone_1,
+        side(partial(plain, {**shared, "loader_workers": best}), 2, None) as plain_2,
+        side(own, 1, SPINS) as ours_1,
+        side(own, 2, SPINS) as ours_2,
+        side(alone, 1, SPINS) as alone_1,
     ):
         sides = {
             "plain, 2 threads": plain_2,
@@ -165,12 +155,7 @@ def compare(data: Path, cache: Path, backbone: str, image_size: int, repeats: in
             "ours, 2 threads": ours_2,
             "the network alone, 1 thread": alone_1,
         }
-        spent: dict[str, list[float]] = {name: [] for name in sides}
-        for repeat in range(1 + repeats):
-            for name in sorted(sides, reverse=bool(repeat % 2)):
-                took = sides[name].seconds()
-                if repeat:
-                    spent[name].append(took)
+        spent = paired(sides, repeats)
     for name, own_spent in spent.items():
         ratios = [p / o for p, o in zip(spent["plain, 2 threads"], own_spent, strict=True)]
         print(

@@ -21,7 +21,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +63,12 @@ def exhaust(batches: Iterable[object]) -> None:
         pass
 
 
-def paired(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """CPU-seconds of each side in every round but the first."""
+def paired(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Seconds, as each side tells its own, in every round but the first."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(1 + repeats):
         for name in sorted(sides, reverse=bool(repeat % 2)):
-            spent = cpu_seconds(sides[name])
+            spent = sides[name]()
             if repeat:
                 seconds[name].append(spent)
     return seconds
@@ -129,10 +129,12 @@ def compare(name: str, split: Split, config: TrialConfig, folder: Path, repeats:
     epochs = iter(range(1 + repeats))
     seconds = paired(
         {
-            "ours": lambda: exhaust(
-                training_batches(data, config, Normalization(MEAN, STD), CPU, next(epochs))
+            "ours": lambda: cpu_seconds(
+                lambda: exhaust(
+                    training_batches(data, config, Normalization(MEAN, STD), CPU, next(epochs))
+                )
             ),
-            "timm": lambda: exhaust(theirs),
+            "timm": lambda: cpu_seconds(lambda: exhaust(theirs)),
         },
         repeats,
     )
@@ -163,8 +165,11 @@ def gather(folder: Path, repeats: int) -> None:
         for start in range(0, len(images_NHWC), batch):
             np.copyto(copied_BHWC, images_NHWC[start : start + batch])
 
+    def take() -> None:
+        exhaust(images_NHWC[some] for some in rows)
+
     seconds = paired(
-        {"copy": copy, "gather": lambda: exhaust(images_NHWC[some] for some in rows)}, repeats
+        {"copy": lambda: cpu_seconds(copy), "gather": lambda: cpu_seconds(take)}, repeats
     )
     shares = [c / g for c, g in zip(seconds["copy"], seconds["gather"], strict=True)]
     rate = stored.nbytes / 2**30 / statistics.median(seconds["gather"])

@@ -12,28 +12,24 @@ from functools import partial
 
 from raymlc.door import SPINS
 from raymlc.trial import TrialConfig
-from tests.benchmarks.epoch import BACKBONES, Side, network_alone
-from tests.benchmarks.input import processor, spread
+from tests.benchmarks.epoch import network_alone, side
+from tests.benchmarks.input import paired, processor, spread
 
 PIXELS = {"test_efficientnet": (64, 128), "efficientnet_b0": (64,)}
 
 
 def compare(config: TrialConfig, threads: int, seconds: float, repeats: int) -> list[float]:
     """Times as fast with memory kept, round by round."""
-    with Side(partial(network_alone, config, 1), threads, SPINS) as side:
-        side.seconds()
-        steps = max(1, round(seconds / side.seconds()))
+    with side(partial(network_alone, config, 1), threads, SPINS) as step:
+        step()
+        steps = max(1, round(seconds / step()))
+    gives_back = partial(network_alone, config, steps, keeps_memory=False)
     with (
-        Side(partial(network_alone, config, steps), threads, SPINS) as keeps,
-        Side(partial(network_alone, config, steps, keeps_memory=False), threads, SPINS) as gives,
+        side(partial(network_alone, config, steps), threads, SPINS) as keeps,
+        side(gives_back, threads, SPINS) as gives,
     ):
-        ratios = []
-        for repeat in range(1 + repeats):
-            turns = [keeps, gives] if repeat % 2 else [gives, keeps]
-            took = {side: side.seconds() for side in turns}
-            if repeat:
-                ratios.append(took[gives] / took[keeps])
-    return ratios
+        spent = paired({"keeps": keeps, "gives": gives}, repeats)
+    return [gave / kept for gave, kept in zip(spent["gives"], spent["keeps"], strict=True)]
 
 
 def main() -> None:
@@ -45,8 +41,8 @@ def main() -> None:
     print(f"{processor()}; batches of 64")
     print("| network | pixels | threads | times as fast, median [range] | n |")
     print("|---|---|---|---|---|")
-    for backbone in BACKBONES:
-        for pixels in PIXELS[backbone]:
+    for backbone, sizes in PIXELS.items():
+        for pixels in sizes:
             config = TrialConfig(backbone=backbone, pretrained=False, image_size=pixels)
             for threads in (1, 2):
                 ratios = compare(config, threads, options.seconds, options.repeats)
