@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISLNK, S_ISREG
 from threading import Lock
 from typing import IO, Any, Literal
 
@@ -153,9 +153,15 @@ def _squashed(file: Image.Image, image_size: int) -> NDArray[np.uint8]:
 
 def _key(split: Split, image_size: int) -> str:
     digest = hashlib.sha256(f"{_FORMAT} {image_size}".encode())
-    for image in split.images:
-        stat = image.stat()
-        text = f"\n{image.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    real_folder = cache(os.path.realpath)  # asks the disk for each part of a path
+    for image in map(str, split.images):
+        stat = os.lstat(image)
+        if S_ISLNK(stat.st_mode):
+            path, stat = os.path.realpath(image), os.stat(image)
+        else:
+            folder, name = os.path.split(image)
+            path = os.path.join(real_folder(folder), name)
+        text = f"\n{path} {stat.st_size} {stat.st_mtime_ns}"
         digest.update(text.encode(errors="surrogateescape"))  # a folder's name need be no text
     return digest.hexdigest()[:24]
 

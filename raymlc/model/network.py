@@ -90,6 +90,7 @@ def build_network(config: TrialConfig, labels: Labels, fetch: bool = True) -> Ne
     except Exception as error:
         raise UserError(_refusal(config, fetch, error)) from error
     _set_batch_norm(config, backbone)
+    _spare_copies(backbone)
     if fetch:
         _check_image_size(config, backbone)
     network = Network(backbone, labels, config.drop_rate)
@@ -153,6 +154,16 @@ def _set_batch_norm(config: TrialConfig, backbone: nn.Module) -> None:
     for norm in norms:
         for name, value in wanted.items():
             setattr(norm, name, value)
+
+
+def _spare_copies(backbone: nn.Module) -> None:
+    """Let no activation work in place whose backward pass needs what it was given.
+
+    Autograd copies that first, so in place such a layer takes as much memory and a copy more.
+    """
+    for module in backbone.modules():
+        if isinstance(module, nn.SiLU | nn.Hardswish | nn.Mish):
+            module.inplace = False
 
 
 def _check_image_size(config: TrialConfig, backbone: nn.Module) -> None:

@@ -552,6 +552,28 @@ def test_a_store_is_found_by_another_path_to_its_pictures(
     assert len(open_split(read_table(link).splits["train"], 8, cache)) == 36
 
 
+def test_a_store_is_found_by_links_to_its_pictures_until_one_leads_elsewhere(
+    split: Split, cache: Path
+) -> None:
+    open_split(split, 8, cache)
+    linked = split.csv.parent.parent / "linked"
+    shutil.copytree(split.csv.parent, linked)
+    links = read_table(linked).splits["train"]
+    for link, image in zip(links.images, split.images, strict=True):
+        link.unlink()
+        link.symlink_to(image)
+    open_split(links, 8, cache)
+    assert len(list(cache.glob("*.npy"))) == 1
+
+    last = links.images[-1]
+    twin = linked / f"twin{last.suffix}"
+    shutil.copy2(last, twin)  # with its time of change
+    last.unlink()
+    last.symlink_to(twin)
+    open_split(links, 8, cache)
+    assert len(list(cache.glob("*.npy"))) == 2
+
+
 def test_the_same_pictures_elsewhere_are_another_store(split: Split, cache: Path) -> None:
     open_split(split, 8, cache)
     copy = split.csv.parent.parent / "copy"

@@ -223,6 +223,26 @@ def assert_a_step_reaches_every_parameter(backbone: str) -> None:
     assert set(network.backbone.pretrained_cfg) >= {"mean", "std"}  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "mobilenetv3_small_050"])
+def test_a_step_computes_what_timms_does_to_the_bit_without_copying_activations(
+    backbone: str,
+) -> None:
+    network = build_network(SMALL.replace({"backbone": backbone, "image_size": 64}), LABELS)
+    theirs = timm.create_model(backbone, num_classes=0)
+    theirs.load_state_dict(network.backbone.state_dict())
+    images_BCHW = torch.rand(4, 3, 64, 64)
+    copies = {}
+    for model in (network.backbone, theirs):
+        with torch.profiler.profile() as profile:
+            features_BF = model(images_BCHW)
+        features_BF.square().sum().backward()
+        copies[model] = sum(event.name == "aten::clone" for event in profile.events())
+    assert copies[network.backbone] == 0 < copies[theirs]
+    for ours, other in zip(network.backbone.parameters(), theirs.parameters(), strict=True):
+        assert ours.grad is not None
+        assert torch.equal(ours.grad, other.grad)
+
+
 @pytest.mark.parametrize(
     ("backbone", "near"),
     [
