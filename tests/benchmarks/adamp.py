@@ -10,8 +10,7 @@ one optimizer right after the other, the order swapped each time; the first step
 
 import argparse
 import copy
-import statistics
-import time
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from raymlc.optim.adamp import AdamP
+from tests.benchmarks.rounds import cpu_seconds, paired, ratios, spread
 
 CLASSES = (5, 141, 47)
 LR, WEIGHT_DECAY = 1e-3, 1e-2
@@ -75,6 +75,7 @@ class Contender:
 
     def __init__(self, network: Network, optimizer: str) -> None:
         self.network = copy.deepcopy(network)
+        self.seeds = itertools.count()
         params = list(self.network.parameters())
         self.optimizer: torch.optim.Optimizer
         if optimizer == "timm":
@@ -86,46 +87,32 @@ class Contender:
                 params, lr=LR, weight_decay=WEIGHT_DECAY, gc=optimizer == "ours with gc"
             )
 
-    def step(self, seed: int) -> float:
+    def step(self) -> float:
         """CPU-seconds of a step on fresh gradients, without the time to compute these."""
-        self.network.backward(seed)
-        start = time.process_time()
-        self.optimizer.step()
-        return time.process_time() - start
+        self.network.backward(next(self.seeds))
+        return cpu_seconds(self.optimizer.step)
 
-    def count(self, seed: int) -> tuple[int, int]:
+    def count(self) -> tuple[int, int]:
         """ATen calls and host syncs of a step on fresh gradients."""
-        self.network.backward(seed)
+        self.network.backward(next(self.seeds))
         with CallCounter() as counter:
             self.optimizer.step()
         return counter.calls.total(), counter.calls["_local_scalar_dense"]
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:.{digits}f} [{low:.{digits}f}–{high:.{digits}f}]"
 
 
 def compare(backbone: str, repeats: int) -> None:
     torch.manual_seed(0)
     network = Network(backbone)
     contenders = {name: Contender(network, name) for name in ("timm", "ours", "ours with gc")}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for repeat in range(WARM_UP + repeats):
-        order = list(contenders) if repeat % 2 else list(reversed(contenders))
-        for name in order:
-            cpu = contenders[name].step(repeat)
-            if repeat >= WARM_UP:
-                seconds[name].append(cpu)
+    seconds = paired({name: one.step for name, one in contenders.items()}, repeats, WARM_UP)
     params = sum(param.numel() for param in network.parameters())
     print(f"\n{backbone}, {params / 1e6:.2f} M parameters, n = {repeats}: median [range]")
     for name, contender in contenders.items():
-        calls, syncs = contender.count(WARM_UP + repeats)
-        ratios = [t / own for t, own in zip(seconds["timm"], seconds[name], strict=True)]
+        calls, syncs = contender.count()
         milliseconds = spread([1000 * value for value in seconds[name]], 1)
         print(
             f"  {name:12}  {calls:5} calls  {syncs:3} syncs  {milliseconds} CPU-ms a step,"
-            f" timm's divided by it {spread(ratios, 2)}"
+            f" timm's divided by it {spread(ratios(seconds, 'timm', name))}"
         )
 
 

@@ -8,25 +8,17 @@ The floor is one call on two arrays of as many numbers, as if the model were a s
 """
 
 import argparse
-import time
-from collections.abc import Callable
+from functools import partial
 
 import timm
 import torch
 from timm.utils import ModelEmaV3
 
 from raymlc.model.ema import EMA
-from tests.benchmarks.adamp import spread
+from tests.benchmarks.rounds import cpu_seconds, paired, ratios, spread
 
 DECAY = 0.998
 WARM_UP = 3  # updates
-
-
-def cpu_seconds(update: Callable[[], object]) -> float:
-    """Of one call."""
-    start = time.process_time()
-    update()
-    return time.process_time() - start
 
 
 def compare(backbone: str, repeats: int) -> None:
@@ -37,23 +29,18 @@ def compare(backbone: str, repeats: int) -> None:
     theirs = ModelEmaV3(model, decay=DECAY, use_warmup=True)
     average = torch.cat([p.detach().flatten() for p in model.state_dict().values() if p.ndim])
     weights = average.clone()
-    updates: dict[str, Callable[[], object]] = {
+    updates = {
         "timm": lambda: theirs.update(model, step=ours.updates),
         "ours": ours.update,
         "floor": lambda: average.lerp_(weights, 1 - DECAY),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in updates}
-    for repeat in range(WARM_UP + repeats):
-        for name in sorted(updates, reverse=bool(repeat % 2)):
-            spent = cpu_seconds(updates[name])
-            if repeat >= WARM_UP:
-                seconds[name].append(spent)
+    sides = {name: partial(cpu_seconds, update) for name, update in updates.items()}
+    seconds = paired(sides, repeats, WARM_UP)
     print(f"{backbone}, n = {repeats}, CPU-ms an update: median [range]")
     for name, own in seconds.items():
-        ratios = [t / o for t, o in zip(seconds["timm"], own, strict=True)]
         print(
-            f"  {name:5}  {spread([1000 * value for value in own], 2)},"
-            f" timm's divided by it {spread(ratios, 2)}"
+            f"  {name:5}  {spread([1000 * value for value in own])},"
+            f" timm's divided by it {spread(ratios(seconds, 'timm', name))}"
         )
 
 

@@ -39,8 +39,9 @@ from raymlc.training.memory import keep_freed_memory
 from raymlc.training.state import Training
 from raymlc.training.step import Learner
 from raymlc.trial import TrialConfig
-from tests.benchmarks.input import CPU, LARGE, MEAN, STD, jpegs, paired, processor, spread
+from tests.benchmarks.input import CPU, LARGE, MEAN, STD, jpegs
 from tests.benchmarks.peer import Training as PlainTraining
+from tests.benchmarks.rounds import paired, processor, ratios, spread
 
 BACKBONES = ("test_efficientnet", "efficientnet_b0")
 
@@ -157,10 +158,10 @@ def compare(data: Path, cache: Path, backbone: str, image_size: int, repeats: in
         }
         spent = paired(sides, repeats)
     for name, own_spent in spent.items():
-        ratios = [p / o for p, o in zip(spent["plain, 2 threads"], own_spent, strict=True)]
+        faster = ratios(spent, "plain, 2 threads", name)
         print(
             f"| {backbone} | {image_size} | {name} |"
-            f" {steps * config.batch_size / statistics.median(own_spent):.0f} | {spread(ratios)} |",
+            f" {steps * config.batch_size / statistics.median(own_spent):.0f} | {spread(faster)} |",
             flush=True,
         )
     print(f"| {backbone} | {image_size} | loader processes of plain: {best}; n = {repeats} | | |")

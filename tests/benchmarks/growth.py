@@ -32,8 +32,8 @@ from raymlc.data.store import open_split
 from raymlc.data.table import Split, Table, read_table
 from raymlc.trial import TrialConfig
 from tests.benchmarks.epoch import ours
-from tests.benchmarks.input import processor, spread
 from tests.benchmarks.load import ROOT, below
+from tests.benchmarks.rounds import processor, spread
 from tests.benchmarks.search.long import sweep
 from tests.benchmarks.sweep import part
 

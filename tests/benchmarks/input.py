@@ -17,11 +17,10 @@ from a store at 224 pixels, next to a plain copy of as many bytes to one place.
 """
 
 import argparse
-import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +41,7 @@ from raymlc.training.evaluate import Workers
 from raymlc.training.state import Training
 from raymlc.training.step import Learner
 from raymlc.trial import TrialConfig
+from tests.benchmarks.rounds import cpu_seconds, paired, processor, ratios, spread
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -50,36 +50,10 @@ STEPS = 8  # of an epoch of which the input's share is told
 LARGE = (300, 400)  # width and height, which the photos have upright
 
 
-def cpu_seconds(work: Callable[[], object]) -> float:
-    """Of one call."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
 def exhaust(batches: Iterable[object]) -> None:
     """Take all batches and drop them."""
     for _ in batches:
         pass
-
-
-def paired(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Seconds, as each side tells its own, in every round but the first."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(1 + repeats):
-        for name in sorted(sides, reverse=bool(repeat % 2)):
-            spent = sides[name]()
-            if repeat:
-                seconds[name].append(spent)
-    return seconds
-
-
-def spread(values: list[float], digits: int = 2) -> str:
-    """Median and range."""
-    return (
-        f"{statistics.median(values):.{digits}f}"
-        f" [{min(values):.{digits}f}–{max(values):.{digits}f}]"
-    )
 
 
 def jpegs(split: Split, folder: Path, size: tuple[int, int] | None) -> Split:
@@ -140,12 +114,11 @@ def compare(name: str, split: Split, config: TrialConfig, folder: Path, repeats:
     )
     made = len(data) // config.batch_size * config.batch_size
     rates = {side: [made / spent for spent in values] for side, values in seconds.items()}
-    ratios = [t / own for t, own in zip(seconds["timm"], seconds["ours"], strict=True)]
     with Image.open(split.images[0]) as image:
         width, height = image.size
     print(
         f"| {name}: {width} x {height} JPEG to {config.image_size} | {spread(rates['ours'], 0)}"
-        f" | {spread(rates['timm'], 0)} | {spread(ratios)} | {repeats}"
+        f" | {spread(rates['timm'], 0)} | {spread(ratios(seconds, 'timm', 'ours'))} | {repeats}"
         f" | {len(data) / once:.0f} |",
         flush=True,
     )
@@ -171,7 +144,7 @@ def gather(folder: Path, repeats: int) -> None:
     seconds = paired(
         {"copy": lambda: cpu_seconds(copy), "gather": lambda: cpu_seconds(take)}, repeats
     )
-    shares = [c / g for c, g in zip(seconds["copy"], seconds["gather"], strict=True)]
+    shares = ratios(seconds, "copy", "gather")
     rate = stored.nbytes / 2**30 / statistics.median(seconds["gather"])
     print(
         f"gather from the store at 224 pixels: {spread(shares)} of the speed of a copy in memory,"
@@ -228,6 +201,12 @@ def main() -> None:
         f" {processor()}, one thread"
     )
     table = read_table(options.data)
+    least = STEPS * POLICY.batch_size
+    if not least <= options.images <= len(table.splits["train"]):
+        parser.error(
+            f"--images must be at least {least:,}, and at most the {len(table.splits['train']):,}"
+            f" training rows of {options.data}, but is {options.images}"
+        )
     split = table.splits["train"].take(range(options.images))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -241,14 +220,6 @@ def main() -> None:
         compare("small", small, config, folder, options.repeats)
         compare("large", large, POLICY.replace({"image_size": 128}), folder, options.repeats)
         gather(folder, options.repeats)
-
-
-def processor() -> str:
-    """The name of this machine's processor, as well as Python can tell."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from raymlc.data.demo import draw_demo
-from tests.benchmarks.input import processor
+from tests.benchmarks.rounds import processor
 
 ROOT = Path(__file__).parents[2]
 SPACE = """

@@ -13,7 +13,7 @@ from functools import partial
 from raymlc.door import SPINS
 from raymlc.trial import TrialConfig
 from tests.benchmarks.epoch import network_alone, side
-from tests.benchmarks.input import paired, processor, spread
+from tests.benchmarks.rounds import paired, processor, ratios, spread
 
 PIXELS = {"test_efficientnet": (64, 128), "efficientnet_b0": (64,)}
 
@@ -29,7 +29,7 @@ def compare(config: TrialConfig, threads: int, seconds: float, repeats: int) -> 
         side(gives_back, threads, SPINS) as gives,
     ):
         spent = paired({"keeps": keeps, "gives": gives}, repeats)
-    return [gave / kept for gave, kept in zip(spent["gives"], spent["keeps"], strict=True)]
+    return ratios(spent, "gives", "keeps")
 
 
 def main() -> None:
@@ -45,8 +45,8 @@ def main() -> None:
         for pixels in sizes:
             config = TrialConfig(backbone=backbone, pretrained=False, image_size=pixels)
             for threads in (1, 2):
-                ratios = compare(config, threads, options.seconds, options.repeats)
-                row = f"{backbone} | {pixels} | {threads} | {spread(ratios)} | {len(ratios)}"
+                faster = compare(config, threads, options.seconds, options.repeats)
+                row = f"{backbone} | {pixels} | {threads} | {spread(faster)} | {len(faster)}"
                 print(f"| {row} |", flush=True)
 
 

@@ -38,7 +38,8 @@ from raymlc.training.memory import keep_freed_memory
 from raymlc.training.state import Training
 from raymlc.training.step import Learner
 from raymlc.trial import TrialConfig
-from tests.benchmarks.input import CPU, processor, spread
+from tests.benchmarks.input import CPU
+from tests.benchmarks.rounds import processor, spread
 
 COUNTS = {"cpu": (1, 2, 4), "cuda": (1, 4, 8)}
 BACKBONES = {"cpu": "test_efficientnet", "cuda": "efficientnet_b0"}

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.benchmarks.input import processor, spread
+from tests.benchmarks.rounds import processor, spread
 from tests.benchmarks.sweep import Run, ours, part, plain
 
 

@@ -25,8 +25,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.input import processor
 from tests.benchmarks.peer import REPORTS
+from tests.benchmarks.rounds import processor
 
 ROOT = Path(__file__).parents[2]
 SPACE = """

@@ -43,8 +43,8 @@ from raymlc.training.files import METRICS
 from raymlc.training.run import BEST
 from raymlc.trial import TrialConfig
 from raymlc.watch.recorder import Recorder
-from tests.benchmarks.input import processor
 from tests.benchmarks.load import resident
+from tests.benchmarks.rounds import processor
 from tests.benchmarks.search.simulator import Curves, Decision, simulate
 
 METRIC = "val/accuracy"
