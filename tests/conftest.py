@@ -10,6 +10,17 @@ from PIL import Image
 settings.register_profile("raymlc", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("raymlc")
 
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where processes share the files, those with slow tests go first, so that both end together.
+
+    Needs `--no-loadscope-reorder`, or else those with the most tests go first.
+    """
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
 HEADER = "image_path,shape,code,marks"
 # Labels that look like numbers and like missing values; an empty cell in every head; no mark at
 # all; and in val.csv a class that train.csv has not.

@@ -18,9 +18,12 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from raymlc.data.demo import draw_demo
+
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 HEADS = ("shape", "color", "marks")
+SMALL = ("backbone=test_efficientnet", "pretrained=false", "image_size=48")
 
 
 def command(module: str, *arguments: str | Path) -> list[str]:
@@ -143,7 +146,9 @@ def test_a_killed_sweep_goes_on_without_running_a_finished_trial_twice(
 ) -> None:
     # Trials that end one after another, so that some have ended and some not at the signal.
     brain = ("--sampler", "random", "--pruner", "asha")
-    arguments: list[str | Path] = ["--trials", "6", "--set", "epochs=4", *brain]
+    arguments: list[str | Path] = ["--trials", "6", *brain]
+    draw_demo(tmp_path / "data", rows=400)
+    arguments += ["--data", tmp_path / "data", "--set", *SMALL, "epochs=4"]
     arguments += ["--output", tmp_path, "--name", "killed"]
     folder = tmp_path / "killed"
     process = subprocess.Popen(
@@ -191,18 +196,10 @@ def test_a_sweep_on_real_photos_beats_the_majority_class_on_every_head(tmp_path:
     for name, rows in {"train": 1500, "val": 400}.items():
         csv_path = tmp_path / f"{name}.csv"
         csv_path.write_text("".join(csv_path.read_text().splitlines(keepends=True)[: rows + 1]))
-    settings = ["backbone=test_efficientnet", "pretrained=false", "image_size=48", "epochs=6"]
-    arguments: list[str | Path] = [
-        "--data",
-        tmp_path,
-        "--set",
-        *settings,
-        "--trials",
-        "3",
-        "--name",
-        "photos",
-    ]
-    said = run(*arguments, "--output", tmp_path / "runs", "--cache", tmp_path / "cache")
+    arguments = ["--data", tmp_path, "--set", *SMALL, "epochs=6", "--trials", "3"]
+    said = run(
+        *arguments, "--name", "photos", "--output", tmp_path / "runs", "--cache", tmp_path / "cache"
+    )
     assert "gender" in said
     with (tmp_path / "runs" / "photos" / "summary.csv").open() as file:
         best = next(csv.DictReader(file))
