@@ -196,7 +196,7 @@ def test_a_sweep_on_real_photos_beats_the_majority_class_on_every_head(tmp_path:
     for name, rows in {"train": 1500, "val": 400}.items():
         csv_path = tmp_path / f"{name}.csv"
         csv_path.write_text("".join(csv_path.read_text().splitlines(keepends=True)[: rows + 1]))
-    arguments = ["--data", tmp_path, "--set", *SMALL, "epochs=6", "--trials", "3"]
+    arguments: list[str | Path] = ["--data", tmp_path, "--set", *SMALL, "epochs=6", "--trials", "3"]
     said = run(
         *arguments, "--name", "photos", "--output", tmp_path / "runs", "--cache", tmp_path / "cache"
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raymlc.data.augment import augment
-from raymlc.data.device import on_device
+from raymlc.data.device import images_on_device, on_device
 from raymlc.data.geometry import central, resample
 from raymlc.data.mixing import mix_
 from raymlc.data.store import ImageSplit
@@ -201,7 +201,7 @@ def evaluation_images(
 
 def _pixels(data: ImageSplit, rows: NDArray[np.int64], device: torch.device) -> Tensor:
     # Stored with channels last; the permuted view keeps that layout, which the network likes.
-    return on_device(data.images_NHWC[data.places_N[rows]], device).permute(0, 3, 1, 2)
+    return images_on_device(data.images_NHWC, data.places_N[rows], device).permute(0, 3, 1, 2)
 
 
 def _targets(data: ImageSplit, rows: NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from timm.data import ImageDataset, create_loader
 
 from raymlc.data import warp
 from raymlc.data.batches import Batch, Normalization, training_batches
+from raymlc.data.device import images_on_device
 from raymlc.data.store import ImageSplit, open_split
 from raymlc.data.table import Split, read_table
 from raymlc.labels import Labels
@@ -139,7 +140,7 @@ def gather(folder: Path, repeats: int) -> None:
             np.copyto(copied_BHWC, images_NHWC[start : start + batch])
 
     def take() -> None:
-        exhaust(images_NHWC[some] for some in rows)
+        exhaust(images_on_device(images_NHWC, some, CPU) for some in rows)
 
     seconds = paired(
         {"copy": lambda: cpu_seconds(copy), "gather": lambda: cpu_seconds(take)}, repeats
