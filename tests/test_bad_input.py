@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from raymlc.average import main as average
+from raymlc.cache import main as cache
 from raymlc.check import main as check
 from raymlc.data.demo import draw_demo
 from raymlc.data.table import read_table
@@ -43,6 +44,7 @@ COMMANDS = {
     "export": export,
     "average": average,
     "pick": pick,
+    "cache": cache,
     "check": check,
     "report": report,
 }
@@ -474,6 +476,12 @@ TRIALS = [
         file("t.py", "1 / 0\n")),
     bad("a sweep to start from that is none", TUNE + " --warm-start data", "sweep.json"),
 ]  # fmt: skip
+CACHES = [
+    bad("a limit without a unit", "cache --limit 50", "a size is a number with MB, GB or TB"),
+    bad("a limit below nothing", "cache --limit=-5GB", "but is '-5GB'"),
+    bad("a time that is none", "cache --unused soon", "a duration is a number with d, h, m or s"),
+    bad("a cache to look at that is a file", "cache --cache data/train.csv", "--cache must be a folder, but"),
+]  # fmt: skip
 CHECKPOINTS = [
     bad("no such checkpoint", "export nowhere --output x.onnx", "is a folder that holds model.saf"),
     bad("a folder without a checkpoint", "validate data --data data", "has none below it"),
@@ -546,7 +554,7 @@ HEAVY = [
     bad("a drop path that the backbone has not", TUNE + " --set backbone=vgg11 drop_path_rate=0.1"
         " image_size=64", "has no drop path"),
 ]  # fmt: skip
-ROWS = CSVS + LABELS + IMAGES + SPACES + SETTINGS + TRIALS + CHECKPOINTS + SWEEPS + HEAVY
+ROWS = CSVS + LABELS + IMAGES + SPACES + SETTINGS + TRIALS + CACHES + CHECKPOINTS + SWEEPS + HEAVY
 
 
 def test_the_table_has_at_least_sixty_rows_of_all_commands() -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from raymlc.average import AverageOptions
 from raymlc.average import main as average
+from raymlc.cache import CacheOptions
+from raymlc.cache import main as cache
 from raymlc.check import CheckOptions
 from raymlc.check import main as check
 from raymlc.export import ExportOptions
@@ -51,6 +53,7 @@ PREDICT = {
 }  # fmt: skip
 EXPORT = {"--output", "--overwrite"}
 AVERAGE = {"--best", "--metric", "--output"}
+CACHE = {"--cache", "--limit", "--unused"}
 CHECK = {
     "--allow-outside",
     "--cache",
@@ -70,6 +73,7 @@ COMMANDS = {
     "export": (export, EXPORT),
     "average": (average, AVERAGE),
     "pick": (pick, PICK),
+    "cache": (cache, CACHE),
     "check": (check, CHECK),
     "report": (report, REPORT),
 }
@@ -143,6 +147,7 @@ def test_a_shell_gets_a_script_that_completes_the_console_script(
         PredictOptions,
         ExportOptions,
         AverageOptions,
+        CacheOptions,
         CheckOptions,
         PickOptions,
         ReportOptions,

@@ -25,7 +25,7 @@ README = ROOT / "README.md"
 DOCS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [*DOCS, ROOT / "CHANGELOG.md"]
 LINK = re.compile(r"\]\(\s*([^)\s]+)\s*\)")
-OURS = re.compile(r"(?:(?:\.venv/bin/)?python -m raymlc\.|raymlc-)(\w+) (.*)")
+OURS = re.compile(r"(?:(?:\.venv/bin/)?python -m raymlc\.|raymlc-)(\w+)(?: (.*))?")
 PROGRAM = re.compile(
     r"(\.venv/bin/)?(git|kubectl|optuna-dashboard|pip|pytest|python3?|ray|raymlc-\w+|ssh) "
 )
@@ -304,7 +304,7 @@ def words_of(command: str) -> list[str]:
     """The words after a command's name, of a new sweep or training with SMALL, and a --name."""
     ours = OURS.fullmatch(command)
     assert ours
-    words = shlex.split(ours[2])
+    words = shlex.split(ours[2] or "")
     if ours[1] in ("tune", "train") and "--data" in words:
         if "--name" not in words:
             words += ["--name", f"run{len(list(Path('runs').glob('*')))}"]

@@ -39,6 +39,7 @@ FLOORS = {
     "raymlc.predict": 5,
     "raymlc.export": 5,
     "raymlc.average": 5,
+    "raymlc.cache": 5,
     "raymlc.check": 5,
     "raymlc.pick": 5,
     "raymlc.report": 5,

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from raymlc.data.store import ImageSplit, open_split
+from raymlc.data.store import ImageSplit, open_sizes
 from raymlc.data.table import Table
 from raymlc.options import RunOptions
 from raymlc.watch.progress import track
 
 
 def open_images(
-    options: RunOptions, table: Table, name: str, image_size: int, console: Console
+    options: RunOptions, table: Table, name: str, image_sizes: Collection[int], console: Console
 ) -> ImageSplit:
     """A split's images, decoded if nobody has yet; rows that are left out are counted aloud.
 
-    Raises UserError as `open_split` does.
+    image_sizes: all that trials may ask for; it is returned at the first of them.
+    Raises UserError as `open_sizes` does.
     """
     split = table.splits[name]
-    images = open_split(
-        split, image_size, options.cache, options.broken_images, partial(track, console)
-    )
+    progress = partial(track, console)
+    opened = open_sizes(split, image_sizes, options.cache, options.broken_images, progress)
+    images = opened[next(iter(image_sizes))]
     if images.skipped:
         console.print(
             f"{images.skipped} rows of {split.csv.name} left out: their images cannot be read",

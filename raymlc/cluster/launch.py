@@ -65,12 +65,11 @@ def check_trials(
         files = [*files_of(table), *sorted(weights_files)]
         folder = options.output.absolute()
         check_cluster(options.address, options.verbose, _asked(options), folder, files)
-    for image_size in {config.image_size for config in configs}:
-        for name in ("train", "val"):
-            images = open_images(options, table, name, image_size, console)
-            if name == "train":
-                for config in configs:
-                    check_batch_size(config.batch_size, len(images), options.workers)
+    sizes = sorted({config.image_size for config in configs})
+    train = open_images(options, table, "train", sizes, console)
+    for config in configs:
+        check_batch_size(config.batch_size, len(train), options.workers)
+    open_images(options, table, "val", sizes, console)
 
 
 def _asked(options: TuneOptions) -> Resources:

@@ -58,8 +58,8 @@ def check_trial(
     build_optimizer(config, network)
     if options.address is not None:
         _check_nodes(options, options.address, config, table)
-    train = open_images(options, table, "train", config.image_size, console)
-    open_images(options, table, "val", config.image_size, console)
+    train = open_images(options, table, "train", [config.image_size], console)
+    open_images(options, table, "val", [config.image_size], console)
     check_batch_size(config.batch_size, len(train), options.workers)
     normalization = normalization_of(network, config.normalization)
     batch = next(training_batches(train, config, normalization, torch.device("cpu"), epoch=0))

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,10 +30,15 @@ from raymlc.data.table import Split
 from raymlc.errors import UserError, one_line
 from raymlc.labels import Targets
 
+if sys.platform != "win32":
+    import fcntl
+
 DEFAULT_CACHE = Path("~/.cache/raymlc")
 BrokenImages = Literal["stop", "skip"]
 Progress = Callable[[Iterable[int], str, int], Iterable[int]]  # iterable, description, its length
+Upright = dict[tuple[int, int], Image.Image]  # one file's image, by the size it is decoded to
 
+UNFINISHED = ".building"  # a store that is being filled
 _FORMAT = 1  # of the stored pixels; raise it when `decode` gives others
 
 # What files may be, whatever they are called. Pillow knows more, and for some of them, such as EPS,
@@ -66,29 +73,52 @@ def open_split(
     broken: BrokenImages = "stop",
     progress: Progress | None = None,
 ) -> ImageSplit:
-    """Map the decoded images of `split`, decoding them first if nobody has yet.
+    """Map the decoded images of `split`, as `open_sizes` does, at one size."""
+    return open_sizes(split, (image_size,), cache, broken, progress)[image_size]
 
-    image_size: pixels; each whole image is squashed into a square of that height and width.
+
+def open_sizes(
+    split: Split,
+    image_sizes: Collection[int],
+    cache: Path = DEFAULT_CACHE,
+    broken: BrokenImages = "stop",
+    progress: Progress | None = None,
+) -> dict[int, ImageSplit]:
+    """Map the decoded images of `split` at each size, decoding them first if nobody has yet.
+
+    image_sizes: pixels; each whole image is squashed into a square of that height and width. Those
+        that are not there yet are decoded together, each to the pixels that it would have alone.
     cache: the folder of the stores. A store is found by its images' paths, sizes and times of
         change, written beside its place and then renamed, under a lock.
     broken: "stop" raises for an image that cannot be decoded, "skip" leaves its row out.
     Raises UserError naming the row and file of a broken image, or a cache that cannot be written.
     """
     folder = cache.expanduser()
-    path = folder / f"{_key(split, image_size)}.npy"
-    shape = (len(split), image_size, image_size, 3)
+    paths = {size: folder / f"{key}.npy" for size, key in _keys(split, image_sizes).items()}
+    shapes = {size: (len(split), size, size, 3) for size in paths}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            store = _map(path, shape)
-            if store is None:
-                _build(split, path, shape, progress)
-                store = _map(path, shape)
+        with ExitStack() as locks:
+            for path in sorted(paths.values()):  # in one order, lest two wait for each other
+                locks.enter_context(FileLock(path.with_suffix(".lock")))
+            stores = {size: _map(path, shapes[size]) for size, path in paths.items()}
+            missing = [size for size, store in stores.items() if store is None]
+            if missing:
+                _build(split, {size: paths[size] for size in missing}, progress)
+                stores |= {size: _map(paths[size], shapes[size]) for size in missing}
     except OSError as error:
+        needed = sum(math.prod(shape) for shape in shapes.values()) / 2**20
         raise UserError(
-            f"the decoded images need {np.prod(shape) / 2**20:,.0f} MiB in {folder}, but that"
-            f" failed: {error}; make room, or name another folder with --cache"
+            f"the decoded images need {needed:,.0f} MiB in {folder}, but that failed: {error}; make"
+            " room (see python -m raymlc.cache), or name another folder with --cache"
         ) from error
+    return {size: _whole(split, store, broken) for size, store in stores.items()}
+
+
+def _whole(
+    split: Split, store: tuple[NDArray[np.uint8], dict[str, str]] | None, broken: BrokenImages
+) -> ImageSplit:
+    """A split without the rows whose images are broken."""
     assert store is not None
     images_NHWC, reasons = store
     if reasons and broken == "stop":
@@ -103,8 +133,13 @@ def open_split(
     return ImageSplit(images_NHWC, kept, split.targets.take(kept), len(reasons))
 
 
-def decode(path: Path | IO[bytes], image_size: int) -> NDArray[np.uint8]:
+def decode(
+    path: Path | IO[bytes], image_size: int, upright: Upright | None = None
+) -> NDArray[np.uint8]:
     """One image file as upright RGB, squashed to (image_size, image_size, 3).
+
+    upright: what the file was decoded to for other sizes, used again where it would be the same;
+    an image of many pixels is not kept there.
 
     Transparent pixels are laid on white; 16-bit grey keeps its upper 8 bits; EXIF turns are done.
     Raises an error of Pillow's, which may be of any type, if the file is no whole image; and for
@@ -119,8 +154,13 @@ def decode(path: Path | IO[bytes], image_size: int) -> NDArray[np.uint8]:
                 f"it has {file.width:,} × {file.height:,} pixels, and more than {_MOST_PIXELS:,}"
                 " are not decoded"
             )
-        with _ONE_AT_A_TIME if pixels > _MANY_PIXELS else nullcontext():
-            return _squashed(file, image_size)
+        if pixels > _MANY_PIXELS:
+            with _ONE_AT_A_TIME:
+                return _squashed(_upright(file), image_size)
+        upright = {} if upright is None else upright
+        if file.size not in upright:
+            upright[file.size] = _upright(file)
+        return _squashed(upright[file.size], image_size)
 
 
 def open_image(path: Path | IO[bytes]) -> Image.Image:
@@ -139,20 +179,24 @@ def _kinds() -> tuple[str, ...]:
     return tuple(kind for kind in _KINDS if kind in Image.OPEN)  # AVIF is not in every Pillow
 
 
-def _squashed(file: Image.Image, image_size: int) -> NDArray[np.uint8]:
+def _upright(file: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    image = image.convert("RGB")
+    return image.convert("RGB")
+
+
+def _squashed(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
     size = (image_size, image_size)
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0))
 
 
-def _key(split: Split, image_size: int) -> str:
-    digest = hashlib.sha256(f"{_FORMAT} {image_size}".encode())
+def _keys(split: Split, image_sizes: Collection[int]) -> dict[int, str]:
+    """The name of the store of each size."""
+    digests = {size: hashlib.sha256(f"{_FORMAT} {size}".encode()) for size in image_sizes}
     real_folder = cache(os.path.realpath)  # asks the disk for each part of a path
     for image in map(str, split.images):
         stat = os.lstat(image)
@@ -162,8 +206,10 @@ def _key(split: Split, image_size: int) -> str:
             folder, name = os.path.split(image)
             path = os.path.join(real_folder(folder), name)
         text = f"\n{path} {stat.st_size} {stat.st_mtime_ns}"
-        digest.update(text.encode(errors="surrogateescape"))  # a folder's name need be no text
-    return digest.hexdigest()[:24]
+        line = text.encode(errors="surrogateescape")  # a folder's name need be no text
+        for digest in digests.values():
+            digest.update(line)
+    return {size: digest.hexdigest()[:24] for size, digest in digests.items()}
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], dict[str, str]] | None:
@@ -172,38 +218,66 @@ def _map(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], dict[st
     None if it is not there, cut short or of another shape.
     """
     try:
-        images_NHWC: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-        reasons: dict[str, str] = json.loads(path.with_suffix(".broken.json").read_text())
+        images_NHWC = mapped(path)
+        reasons: dict[str, str] = json.loads(about(path).read_text())["broken"]
     except (FileNotFoundError, ValueError, EOFError):
         return None
-    whole = images_NHWC.shape == shape and images_NHWC.dtype == np.uint8
-    return (images_NHWC, reasons) if whole else None
+    if images_NHWC.shape != shape or images_NHWC.dtype != np.uint8:
+        return None
+    with suppress(OSError):  # of a cache that may only be read
+        os.utime(path)
+    return images_NHWC, reasons
 
 
-def _build(split: Split, path: Path, shape: tuple[int, ...], progress: Progress | None) -> None:
-    unfinished = path.with_suffix(".building")
-    images_NHWC = _reserve(unfinished, shape)
-    reasons: dict[int, str] = {}
+def mapped(path: Path) -> NDArray[np.uint8]:
+    """The images of the store at `path`, which nobody evicts while they are mapped.
+
+    Raises FileNotFoundError, ValueError or EOFError where it is no whole store.
+    """
+    with path.open("rb") as file:
+        if sys.platform != "win32":
+            fcntl.flock(file, fcntl.LOCK_SH)  # the map has a copy of the handle, which holds it
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        return np.memmap(file, dtype, "r", file.tell(), shape)
+
+
+def about(path: Path) -> Path:
+    """What is to know of the store at `path`: the table it was made for, and its broken images."""
+    return path.with_suffix(".json")
+
+
+def _build(split: Split, paths: dict[int, Path], progress: Progress | None) -> None:
+    """Fill the stores of several sizes, by their paths, in one go through the files."""
+    count = len(split)
+    unfinished = {size: path.with_suffix(UNFINISHED) for size, path in paths.items()}
+    stores = {size: _reserve(path, (count, size, size, 3)) for size, path in unfinished.items()}
+    reasons: dict[int, dict[int, str]] = {size: {} for size in stores}
 
     def fill(place: int) -> int:
-        try:
-            images_NHWC[place] = decode(split.images[place], shape[1])
-        except Exception as error:  # Pillow's: SyntaxError, struct.error, RuntimeError and others
-            reasons[place] = one_line(error)
+        upright: Upright = {}
+        for size, images_NHWC in stores.items():
+            try:
+                images_NHWC[place] = decode(split.images[place], size, upright)
+            except Exception as error:  # Pillow's: SyntaxError, struct.error and others
+                reasons[size][place] = one_line(error)
         return place
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done: Iterable[int] = pool.map(fill, range(len(split)))
+        done: Iterable[int] = pool.map(fill, range(count))
         if progress is not None:
-            size = np.prod(shape) / 2**20
-            text = f"decoding {split.csv.name} once ({len(split):,} images, {size:,.0f} MiB)"
-            done = progress(done, text, len(split))
+            mib = sum(images_NHWC.nbytes for images_NHWC in stores.values()) / 2**20
+            sizes = f" at {len(stores)} sizes" if len(stores) > 1 else ""
+            text = f"decoding {split.csv.name} once{sizes} ({count:,} images, {mib:,.0f} MiB)"
+            done = progress(done, text, count)
         for _ in done:
             pass
-    images_NHWC.flush()
-    ordered = {str(place): reasons[place] for place in sorted(reasons)}
-    path.with_suffix(".broken.json").write_text(json.dumps(ordered))
-    os.replace(unfinished, path)
+    for size, path in paths.items():
+        stores[size].flush()
+        broken = {str(place): reasons[size][place] for place in sorted(reasons[size])}
+        facts = {"csv": str(split.csv), "broken": broken}
+        about(path).write_text(json.dumps(facts), encoding="utf-8")
+        os.replace(unfinished[size], path)
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:

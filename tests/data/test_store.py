@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from raymlc.data import store
-from raymlc.data.store import ImageSplit, decode, open_split
+from raymlc.data.store import ImageSplit, decode, open_sizes, open_split
 from raymlc.data.table import Split, read_table
 from raymlc.errors import UserError
 
@@ -235,6 +235,44 @@ def test_two_sizes_are_two_stores(split: Split, cache: Path) -> None:
     assert len(list(cache.glob("*.npy"))) == 2
 
 
+def test_several_sizes_are_decoded_once_to_the_pixels_of_each_alone(
+    split: Split, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for image in split.images:  # at 8 pixels decoded at a quarter of its size, at 30 at its whole
+        name, noise = image.with_suffix(".jpg"), NOISE.resize((50, 40))
+        image.write_bytes(saved(noise, name, quality=90).read_bytes())
+    split, opened, full = reopened(split), [], ImageOps.exif_transpose
+
+    def noting(image: Image.Image) -> Image.Image:
+        opened.append(image.size)
+        return full(image)
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", noting)
+    sizes = open_sizes(split, (30, 8, 40), cache)
+    assert sorted(opened) == [(13, 10)] * 36 + [(50, 40)] * 36
+    assert list(sizes) == [30, 8, 40]
+    for size, images in sizes.items():
+        np.testing.assert_array_equal(rows_of(images), decoded(split, size))
+
+    opened.clear()
+    alone = open_split(split, 8, cache)
+    assert not opened
+    np.testing.assert_array_equal(rows_of(alone), rows_of(sizes[8]))
+    open_sizes(split, (8, 12), cache)
+    assert len(opened) == 36
+
+
+def test_a_picture_that_is_broken_at_one_size_is_so_at_that_alone(
+    split: Split, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(NOISE, split.images[4].with_suffix(".jpg")).replace(split.images[4])
+    monkeypatch.setattr(store, "_MOST_PIXELS", 1000)  # of a JPEG, as it is decoded
+    sizes = open_sizes(reopened(split), (8, 64), cache, "skip")
+    assert {size: images.skipped for size, images in sizes.items()} == {8: 0, 64: 1}
+    with pytest.raises(UserError, match=r"in row 5: .*train04.png: .*more than 1,000"):
+        open_sizes(reopened(split), (8, 64), cache)
+
+
 def test_other_rows_in_another_order_are_another_store(split: Split, cache: Path) -> None:
     open_split(split, 8, cache)
     other = split.take([5, 3, 4])
@@ -293,7 +331,7 @@ def test_a_store_without_its_list_of_broken_pictures_is_built_anew(
     split.images[3].write_bytes(b"no picture")
     split = reopened(split)
     assert open_split(split, 8, cache, "skip").skipped == 1
-    (path,) = cache.glob("*.broken.json")
+    (path,) = cache.glob("*.json")
     path.unlink()
     if content is not None:
         path.write_text(content)
@@ -313,11 +351,11 @@ split = read_table(data).splits["train"]
 BUILD = (
     PROLOGUE
     + """
-def slow(path, image_size):
+def slow(path, *sizes):
     with log.open("a") as file:
         file.write(path.name + "\\n")
     time.sleep(0.02)
-    return decode(path, image_size)
+    return decode(path, *sizes)
 store.decode = slow
 print("ready", flush=True)
 sys.stdin.readline()
@@ -329,12 +367,12 @@ print(images.images_NHWC[images.places_N].sum(), flush=True)
 STUCK = (
     PROLOGUE
     + """
-def stuck(path, image_size):
+def stuck(path, *sizes):
     if path == split.images[18]:
         print("half", flush=True)
     if path in split.images[18:]:
         time.sleep(600)
-    return decode(path, image_size)
+    return decode(path, *sizes)
 store.decode = stuck
 store.open_split(split, 8, cache)
 """
@@ -368,6 +406,26 @@ def test_two_processes_that_build_at_once_decode_each_picture_once(
     assert sums == [str(expected_NHWC.sum())] * 2
     assert sorted(log.read_text().split()) == sorted(path.name for path in split.images)
     np.testing.assert_array_equal(np.load(npy_of(cache)), expected_NHWC)
+
+
+# Each of these opens two sizes, over and over again, in an order of its own.
+ORDER = (
+    PROLOGUE
+    + """
+sizes = [8, 12] if log.name == "up" else [12, 8]
+for turn in range(40):
+    store.open_sizes(split, sizes, cache / str(turn))
+"""
+)
+
+
+def test_processes_that_open_sizes_in_other_orders_do_not_wait_for_each_other(
+    split: Split, cache: Path, tmp_path: Path
+) -> None:
+    processes = [start(ORDER, split, cache, tmp_path / name) for name in ("up", "down")]
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [0, 0]
 
 
 def test_a_build_that_was_killed_leaves_nothing_that_is_taken_for_whole(
@@ -437,10 +495,10 @@ def test_whatever_the_decoder_raises_names_the_row(
     class Odd(Exception):
         pass
 
-    def odd(path: Path, image_size: int) -> NDArray[np.uint8]:
+    def odd(path: Path, *sizes: Any) -> NDArray[np.uint8]:
         if path == split.images[4]:
             raise Odd("of a decoder's own")
-        return decode(path, image_size)
+        return decode(path, *sizes)
 
     monkeypatch.setattr(store, "decode", odd)
     with pytest.raises(UserError, match=r"in row 5: .*train04.png: Odd: of a decoder's own"):
@@ -452,13 +510,13 @@ def test_the_first_broken_row_is_named_whichever_is_decoded_first(
 ) -> None:
     second_has_failed = threading.Event()
 
-    def fail(path: Path, image_size: int) -> NDArray[np.uint8]:
+    def fail(path: Path, *sizes: Any) -> NDArray[np.uint8]:
         if path == split.images[4]:
             second_has_failed.wait(timeout=1)  # there may be but one thread
         elif path == split.images[5]:
             second_has_failed.set()
         else:
-            return decode(path, image_size)
+            return decode(path, *sizes)
         raise OSError(f"{path.name} is broken")
 
     monkeypatch.setattr(store, "decode", fail)
@@ -482,7 +540,9 @@ def test_a_cache_that_is_no_folder_is_refused_with_the_size_needed(
     with pytest.raises(UserError) as refused:
         open_split(split, 256, tmp_path / "file")
     assert str(refused.value).startswith("the decoded images need 7 MiB in ")
-    assert str(refused.value).endswith("make room, or name another folder with --cache")
+    assert str(refused.value).endswith(
+        "; make room (see python -m raymlc.cache), or name another folder with --cache"
+    )
 
 
 def test_a_full_disk_is_found_before_the_first_picture_and_nothing_is_left(
@@ -497,7 +557,7 @@ def test_a_full_disk_is_found_before_the_first_picture_and_nothing_is_left(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(UserError, match=r"No space left on device; make room, or name another"):
+    with pytest.raises(UserError, match=r"No space left on device; make room"):
         open_split(split, 8, cache)
     assert {path.suffix for path in cache.iterdir()} <= {".lock"}
 
@@ -508,10 +568,10 @@ def test_room_on_the_disk_is_taken_before_the_first_picture(
 ) -> None:
     taken = []
 
-    def watch(path: Path, image_size: int) -> NDArray[np.uint8]:
+    def watch(path: Path, *sizes: Any) -> NDArray[np.uint8]:
         (unfinished,) = cache.glob("*.building")
         taken.append(unfinished.stat().st_blocks * 512)
-        return decode(path, image_size)
+        return decode(path, *sizes)
 
     monkeypatch.setattr(store, "decode", watch)
     open_split(split, 64, cache)
