@@ -480,7 +480,8 @@ CACHES = [
     bad("a limit without a unit", "cache --limit 50", "a size is a number with MB, GB or TB"),
     bad("a limit below nothing", "cache --limit=-5GB", "but is '-5GB'"),
     bad("a time that is none", "cache --unused soon", "a duration is a number with d, h, m or s"),
-    bad("a cache to look at that is a file", "cache --cache data/train.csv", "--cache must be a folder, but"),
+    bad("a cache to look at that is a file", "cache --cache data/train.csv",
+        "--cache must be a folder, but"),
 ]  # fmt: skip
 CHECKPOINTS = [
     bad("no such checkpoint", "export nowhere --output x.onnx", "is a folder that holds model.saf"),

@@ -42,10 +42,14 @@ class Pace:
 
 
 def track(console: Console, done: Iterable[int], text: str, total: int) -> Iterable[int]:
-    """A bar over `done` while it is drawn from; where no bar can be drawn one line."""
+    """A bar over `done` while it is drawn from; where no bar can be drawn a line now and then."""
     if not console.is_interactive:
         console.print(text, highlight=False, soft_wrap=True)
-        yield from done
+        pace = Pace()
+        for count, one in enumerate(done, 1):
+            yield one
+            if count < total and pace.due():
+                console.print(f"{count:,} of {total:,}", highlight=False)
         return
     with Progress(console=console, transient=True) as bar:
         yield from bar.track(done, total=total, description=text)

@@ -1,13 +1,14 @@
 """The table of a sweep's trials can be read however many parameters were searched."""
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from raymlc.search.study import Row
-from raymlc.watch.progress import table_of_trials
+from raymlc.watch.progress import table_of_trials, track
 
 
 def shown(width: int, params: dict[str, list[Any]], heads: tuple[str, ...] = ("shape",)) -> str:
@@ -63,3 +64,24 @@ def test_parameters_that_are_the_same_in_all_trials_give_way_first() -> None:
 def test_heads_may_have_the_names_of_other_columns() -> None:
     header = shown(80, {"state": [0.5]}, heads=("state", "score")).splitlines()[2].split()
     assert header == ["trial", "state", "epochs", "score", "state", "score", "state"]
+
+
+def test_where_no_bar_can_be_drawn_a_long_wait_has_a_line_now_and_then(
+    clock: Callable[[float], None],
+) -> None:
+    text = io.StringIO()
+    for _ in track(Console(file=text), range(400), "decoding train.csv once", 400):
+        clock(0.25)
+    assert text.getvalue().splitlines() == [
+        "decoding train.csv once",
+        "40 of 400",
+        "100 of 400",
+        "190 of 400",
+        "325 of 400",
+    ]
+
+
+def test_where_no_bar_can_be_drawn_a_short_wait_has_one_line() -> None:
+    text = io.StringIO()
+    assert list(track(Console(file=text), range(9), "reading 9 images", 9)) == list(range(9))
+    assert text.getvalue() == "reading 9 images\n"
