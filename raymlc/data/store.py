@@ -236,7 +236,8 @@ def mapped(path: Path) -> NDArray[np.uint8]:
     """
     with path.open("rb") as file:
         if sys.platform != "win32":
-            fcntl.flock(file, fcntl.LOCK_SH)  # the map has a copy of the handle, which holds it
+            with suppress(OSError):  # of a file system without locks
+                fcntl.flock(file, fcntl.LOCK_SH)  # the map has a copy of the handle, which holds it
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         return np.memmap(file, dtype, "r", file.tell(), shape)
