@@ -59,6 +59,7 @@ NOT_RUN = {
         "python -m tests.benchmarks.search.regret --curves DIR --results FILE",
         "python -m tests.benchmarks.search.regret --curves DIR --results regret.jsonl",
         "python tests/benchmarks/input.py --data DIR",
+        "python tests/benchmarks/feed.py",
         "python tests/benchmarks/start.py --data DIR",
         "python tests/benchmarks/gc_place.py",
         "python tests/benchmarks/memory.py",
