@@ -199,7 +199,7 @@ def main() -> None:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     # A stopped trial's placement group keeps its core for ever (Ray issue 54305): there are more
     # cores on paper than are used, or the sweep would hang.
-    ray.init(num_cpus=4 * options.trials, include_dashboard=False)
+    ray.init("local", num_cpus=4 * options.trials, include_dashboard=False)
     float_ = optuna.distributions.FloatDistribution
     space = {
         "lr": float_(3e-4, 1e-2, log=True),

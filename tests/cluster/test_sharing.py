@@ -61,7 +61,8 @@ def one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shares = tmp_path / "shares.txt"
     monkeypatch.setenv("SHARES", str(shares))
     patch_in_processes(tmp_path, monkeypatch, "raymlc.cluster.trainable", MADE_UP)
-    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    # Not the one that another test may have started.
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield shares
     ray.shutdown()
 
