@@ -82,7 +82,7 @@ def _table(stores: Sequence[StoredImages], removed: Collection[StoredImages]) ->
     for one in stores:
         whole = one.rows > 0
         table.add_row(
-            Text(plain(one.csv) if whole else "not finished"),
+            Text((plain(one.csv) or "not known") if whole else "not finished"),
             f"{one.rows:,}" if whole else "",
             str(one.image_size) if whole else "",
             _mib(one.size),

@@ -9,7 +9,7 @@ import pytest
 
 from raymlc.cache import main
 from raymlc.data.eviction import stored_images
-from raymlc.data.store import open_sizes, open_split
+from raymlc.data.store import about, open_sizes, open_split
 from raymlc.data.table import read_table
 
 DAY = 86400
@@ -85,3 +85,15 @@ def test_an_empty_cache_is_said_to_be_so(
 ) -> None:
     assert main(["--cache", str(tmp_path / "none")]) == 0
     assert capsys.readouterr().out == f"no decoded images are in {tmp_path / 'none'}\n"
+
+
+def test_what_is_not_finished_and_what_is_not_known_is_said_to_be_so(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for one in stored_images(cache):
+        about(one.path).unlink()
+    (cache / "x.building").write_bytes(b"half")
+    assert main(["--cache", str(cache)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("not known") == 3
+    assert said.count("not finished") == 1

@@ -149,7 +149,7 @@ def test_a_killed_sweep_goes_on_without_running_a_finished_trial_twice(
     arguments: list[str | Path] = ["--trials", "6", *brain]
     draw_demo(tmp_path / "data", rows=400)
     arguments += ["--data", tmp_path / "data", "--set", *SMALL, "epochs=4"]
-    arguments += ["--output", tmp_path, "--name", "killed"]
+    arguments += ["--output", tmp_path, "--name", "killed", "--cache", tmp_path / "cache"]
     folder = tmp_path / "killed"
     process = subprocess.Popen(
         command("tune", *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
