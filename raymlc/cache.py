@@ -50,9 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _cache(options: CacheOptions) -> int:
     seconds = parse_duration(options.unused) if options.unused else None
     limit = parse_size(options.limit) if options.limit else None
-    if options.cache.expanduser().exists() and not options.cache.expanduser().is_dir():
+    folder = options.cache.expanduser()
+    if folder.exists() and not folder.is_dir():
         raise UserError(f"--cache must be a folder, but {options.cache} is a file")
-    stores = stored_images(options.cache)
+    stores = stored_images(folder)
     if not stores:
         print(f"no decoded images are in {plain(str(options.cache))}")
         return 0

@@ -24,7 +24,7 @@ import numpy as np
 import timm
 import torch
 
-from raymlc.data.batches import Batch, training_batches
+from raymlc.data.batches import Batch
 from raymlc.data.store import ImageSplit
 from raymlc.labels import Labels
 from raymlc.model.loss import HeadLosses
@@ -33,6 +33,7 @@ from raymlc.training.memory import keep_freed_memory
 from raymlc.training.state import Training
 from raymlc.training.step import Learner
 from raymlc.trial import TrialConfig
+from tests.benchmarks.packing import endless, finish
 from tests.benchmarks.rounds import paired, processor, ratios, spread
 
 DEFAULTS = {"cuda": ("efficientnet_b0", 224, 256), "cpu": ("test_efficientnet", 64, 64)}
@@ -58,12 +59,6 @@ def stored(folder: Path, image_size: int, rows: int) -> tuple[Labels, ImageSplit
     return labels, ImageSplit(images_NHWC, np.arange(rows), labels.encode(cells))
 
 
-def endless(data: ImageSplit, training: Training, config: TrialConfig) -> Iterator[Batch]:
-    """Batches of one epoch after another."""
-    for epoch in itertools.count():
-        yield from training_batches(data, config, training.normalization, training.device, epoch)
-
-
 def seconds_of(steps: int, batches: Iterator[Batch], learner: Learner, spent: list[float]) -> float:
     """Seconds of so many steps; those of all cores are added to `spent`."""
     finish(learner.training.device)
@@ -73,12 +68,6 @@ def seconds_of(steps: int, batches: Iterator[Batch], learner: Learner, spent: li
     finish(learner.training.device)
     spent.append(time.process_time() - cpu)
     return time.perf_counter() - start
-
-
-def finish(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def main() -> None:

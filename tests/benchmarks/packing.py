@@ -22,13 +22,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import numpy as np
 import torch
 
-from raymlc.data.batches import training_batches
+from raymlc.data.batches import Batch, training_batches
 from raymlc.data.store import ImageSplit
 from raymlc.door import SPINS
 from raymlc.labels import Labels
@@ -62,11 +63,7 @@ def trial(
     training = Training(config, labels, device)
     learner = Learner(training, HeadLosses(config, labels, targets, device), Workers())
     learner.begin_epoch()
-    batches = (
-        batch
-        for epoch in itertools.count()
-        for batch in training_batches(data, config, training.normalization, device, epoch)
-    )
+    batches = endless(data, training, config)
     for _ in range(3):
         learner.step(next(batches))
     finish(device)
@@ -77,6 +74,12 @@ def trial(
         steps += 1
     finish(device)
     rates.put(steps * config.batch_size / (time.monotonic() - start))
+
+
+def endless(data: ImageSplit, training: Training, config: TrialConfig) -> Iterator[Batch]:
+    """Batches of one epoch after another."""
+    for epoch in itertools.count():
+        yield from training_batches(data, config, training.normalization, training.device, epoch)
 
 
 def finish(device: torch.device) -> None:
